@@ -1,0 +1,1 @@
+//! tombolo on site: reads the local Kafka cluster and dials out.

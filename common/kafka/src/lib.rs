@@ -1,0 +1,1 @@
+//! Raw Kafka client of tombolo.

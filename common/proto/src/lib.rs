@@ -1,0 +1,8 @@
+//! The pure core of tombolo: what a batch is, what goes over the link, and both half-protocols.
+//!
+//! No socket, file, clock, thread or random number here: time and bytes come in as arguments, decisions go out as
+//! values. So one thread can run a whole site and a whole cloud in virtual time.
+
+pub mod batch;
+pub mod id;
+pub mod testing;

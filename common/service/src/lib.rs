@@ -1,0 +1,1 @@
+//! What a tombolo daemon needs to be a process.

@@ -1,0 +1,1 @@
+//! tombolo in the cloud: accepts links and writes mirrors.
