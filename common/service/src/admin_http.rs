@@ -1,0 +1,172 @@
+//! The daemon's local HTTP: `/livez`, `/readyz`, `/metrics`, `/status`.
+//!
+//! It has its own thread and runtime, so that it answers when the data path hangs: that is when it is needed. It reads
+//! and never changes anything, and it only listens on loopback: what it tells (topics, lags, addresses) is not for the
+//! network, and it has no authentication.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
+use crate::settings::SettingsError;
+
+/// How often recorded histogram samples are folded when nobody scrapes.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// The `[http]` table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpSettings {
+    /// Loopback address and port. Port 0 lets the system choose, for tests.
+    pub listen: SocketAddr,
+}
+
+impl HttpSettings {
+    /// Refuses an address that others on the network could reach.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        if self.listen.ip().is_loopback() {
+            return Ok(());
+        }
+        Err(SettingsError::new(
+            "http.listen",
+            format!("{} is not on loopback", self.listen),
+            "a loopback address and port, such as 127.0.0.1:9644",
+        ))
+    }
+}
+
+/// What the endpoints tell.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    pub readiness: Readiness,
+    pub metrics: Metrics,
+    /// The document behind `/status`: the owner of the state publishes, readers never wait for it.
+    pub status: watch::Receiver<Value>,
+}
+
+/// The running server. Dropping it stops the thread.
+#[derive(Debug)]
+pub struct AdminHttp {
+    address: SocketAddr,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl AdminHttp {
+    /// Binds and serves. An address that cannot be bound is an error of `http.listen`.
+    pub fn start(settings: HttpSettings, sources: Sources) -> Result<Self, SettingsError> {
+        settings.check()?;
+        Self::serve(settings.listen, sources).map_err(|error| {
+            SettingsError::new(
+                "http.listen",
+                format!("cannot listen on {}: {error}", settings.listen),
+                "a free loopback address and port",
+            )
+        })
+    }
+
+    /// The bound address, with the port the system chose where 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn serve(listen: SocketAddr, sources: Sources) -> io::Result<Self> {
+        let listener = StdListener::bind(listen)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("admin-http".to_owned())
+            .spawn(move || runtime.block_on(run(listener, sources, stopped)))?;
+        Ok(Self {
+            address,
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for AdminHttp {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            // Its panic was printed by its own thread; there is nothing more to do with it here.
+            drop(thread.join());
+        }
+    }
+}
+
+async fn run(listener: StdListener, sources: Sources, stop: CancellationToken) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "local HTTP cannot start");
+            return;
+        }
+    };
+    let metrics = sources.metrics.clone();
+    let serve = axum::serve(listener, router(sources));
+    let upkeep = async {
+        loop {
+            tokio::time::sleep(UPKEEP_EVERY).await;
+            metrics.upkeep();
+        }
+    };
+    // Open requests are dropped at the stop: none of them changes anything.
+    tokio::select! {
+        result = serve => {
+            if let Err(error) = result {
+                tracing::error!(%error, "local HTTP ended");
+            }
+        }
+        () = upkeep => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+fn router(sources: Sources) -> Router {
+    Router::new()
+        .route("/livez", get(async || "live\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .with_state(Arc::new(sources))
+}
+
+async fn readyz(State(sources): State<Arc<Sources>>) -> (StatusCode, &'static str) {
+    if sources.readiness.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+async fn metrics(State(sources): State<Arc<Sources>>) -> Response {
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], sources.metrics.render()).into_response()
+}
+
+async fn status(State(sources): State<Arc<Sources>>) -> axum::Json<Value> {
+    axum::Json(sources.status.borrow().clone())
+}
+
+#[cfg(test)]
+#[path = "admin_http/admin_http_test.rs"]
+mod admin_http_test;
