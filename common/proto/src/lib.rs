@@ -4,5 +4,11 @@
 //! values. So one thread can run a whole site and a whole cloud in virtual time.
 
 pub mod batch;
+pub mod failure;
+pub mod frame;
 pub mod id;
+pub mod lease;
+pub mod limits;
+pub mod progress;
 pub mod testing;
+pub mod wire;
