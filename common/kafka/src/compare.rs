@@ -1,0 +1,1 @@
+//! The one raw log compare: two logs, batch for batch.
