@@ -9,6 +9,7 @@ pub mod frame;
 pub mod id;
 pub mod lease;
 pub mod limits;
+pub mod mirror;
 pub mod progress;
 pub mod testing;
 pub mod wire;

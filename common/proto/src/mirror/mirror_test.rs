@@ -1,0 +1,295 @@
+//! What a mirror's partition promises, one test each.
+
+use super::*;
+use crate::testing::BatchBuilder;
+
+const ID: i64 = (1 << 62) | 9;
+
+fn batch(base: Offset, records: i32) -> Entry {
+    Entry::Batch(BatchBuilder::new(base).records(records).build())
+}
+
+fn ours(base: Offset, records: i32) -> Batch {
+    let sequence = i32::try_from(base & i64::from(i32::MAX)).expect("masked");
+    BatchBuilder::new(base).records(records).stamp(ID, 0, sequence).build()
+}
+
+fn empty(log_end: Offset) -> Recovery {
+    Recovery {
+        log_end,
+        last_sequence: None,
+        tail: Vec::new(),
+    }
+}
+
+fn outputs(mirror: &mut Mirror) -> Vec<MirrorOutput> {
+    mirror.validate().expect("chain");
+    std::iter::from_fn(|| mirror.poll_output()).collect()
+}
+
+fn live(log_end: Offset) -> Mirror {
+    let mut mirror = Mirror::new(0, ID);
+    mirror.recover();
+    assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt: 1 }]);
+    mirror.recovered(1, &empty(log_end));
+    assert!(
+        matches!(outputs(&mut mirror)[..], [MirrorOutput::Position { run: 1, next_offset, rewind: false, .. }] if next_offset == log_end)
+    );
+    mirror
+}
+
+fn tickets(outputs: &[MirrorOutput]) -> Vec<(u64, Offset)> {
+    let ticket = |output: &MirrorOutput| match output {
+        MirrorOutput::Produce { ticket, offset, .. } => (*ticket, *offset),
+        other => panic!("expected only Produce, got {other:?}"),
+    };
+    outputs.iter().map(ticket).collect()
+}
+
+fn appended(base_offset: Offset) -> Outcome {
+    Outcome::Appended { base_offset }
+}
+
+fn doubt() -> Outcome {
+    Outcome::Doubt {
+        reason: "connection lost".to_owned(),
+    }
+}
+
+fn failure(mirror: &mut Mirror) -> Failure {
+    match outputs(mirror).pop() {
+        Some(MirrorOutput::Failed(failure)) => failure,
+        other => panic!("expected a failure, got {other:?}"),
+    }
+}
+
+#[test]
+fn keeps_at_most_five_batches_in_flight_and_confirms_only_answers() {
+    let mut mirror = live(0);
+    for base in 0..8 {
+        assert_eq!(mirror.receive(batch(base, 1)), Decision::Append);
+    }
+    assert_eq!(tickets(&outputs(&mut mirror)), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]);
+    assert_eq!(
+        mirror.progress(),
+        CloudProgress {
+            confirmed: 0,
+            produced: 5,
+            received: 8
+        }
+    );
+    mirror.produced(0, appended(0));
+    assert_eq!(tickets(&outputs(&mut mirror)), [(5, 5)]);
+    assert_eq!(mirror.progress().confirmed, 1);
+}
+
+#[test]
+fn sequences_follow_the_log_end_and_wrap() {
+    let mut mirror = live(i64::from(i32::MAX));
+    mirror.receive(batch(i64::from(i32::MAX), 1));
+    mirror.receive(batch(i64::from(i32::MAX) + 1, 2));
+    let sequences: Vec<_> = outputs(&mut mirror)
+        .into_iter()
+        .map(|output| match output {
+            MirrorOutput::Produce { batch, .. } => Batch::parse(batch).expect("a batch").base_sequence(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(sequences, [i32::MAX, 0]);
+    assert_eq!(advance(i32::MAX - 1, 3), 1);
+}
+
+#[test]
+fn sequence_is_recovered_from_the_brokers_state() {
+    for (last_sequence, expected) in [(None, 7), (Some(-1), 0), (Some(40), 41), (Some(i32::MAX), 0)] {
+        assert_eq!(
+            next_sequence(&Recovery {
+                log_end: 7,
+                last_sequence,
+                tail: Vec::new()
+            }),
+            expected
+        );
+    }
+}
+
+#[test]
+fn an_answer_in_doubt_drains_then_reads_the_log_end_then_goes_on() {
+    let mut mirror = live(0);
+    for base in 0..4 {
+        mirror.receive(batch(base, 1));
+    }
+    outputs(&mut mirror);
+    mirror.produced(0, appended(0));
+    mirror.produced(1, doubt());
+    mirror.produced(2, Outcome::Sequence);
+    assert_eq!(outputs(&mut mirror), []);
+    mirror.produced(3, Outcome::Sequence);
+    assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt: 2 }]);
+    mirror.recovered(
+        2,
+        &Recovery {
+            log_end: 2,
+            last_sequence: Some(1),
+            tail: vec![ours(1, 1)],
+        },
+    );
+    assert_eq!(tickets(&outputs(&mut mirror)), [(4, 2), (5, 3)]);
+    assert_eq!(
+        mirror.progress(),
+        CloudProgress {
+            confirmed: 2,
+            produced: 4,
+            received: 4
+        }
+    );
+}
+
+#[test]
+fn a_lost_tail_rewinds_with_a_new_run() {
+    let mut mirror = live(10);
+    mirror.receive(batch(10, 5));
+    mirror.receive(batch(15, 1));
+    outputs(&mut mirror);
+    mirror.produced(0, appended(10));
+    mirror.produced(1, Outcome::Sequence);
+    outputs(&mut mirror);
+    mirror.recovered(
+        2,
+        &Recovery {
+            log_end: 12,
+            last_sequence: Some(11),
+            tail: vec![ours(10, 2)],
+        },
+    );
+    assert!(matches!(
+        &outputs(&mut mirror)[..],
+        [MirrorOutput::Position { run: 2, next_offset: 12, rewind: true, tail }] if tail.len() == 1
+    ));
+    assert_eq!(
+        (mirror.progress(), mirror.held_bytes(), mirror.rewinds()),
+        (CloudProgress::at(12), 0, 1)
+    );
+}
+
+#[test]
+fn an_unexpected_base_offset_fails_with_the_extent() {
+    let mut mirror = live(0);
+    mirror.receive(batch(0, 1));
+    outputs(&mut mirror);
+    mirror.produced(0, appended(3));
+    let failure = failure(&mut mirror);
+    assert_eq!(
+        (failure.code, failure.offset, failure.end_offset),
+        (FailureCode::ForeignWrite, Some(0), Some(3))
+    );
+    assert_eq!(mirror.receive(batch(1, 1)), Decision::AlreadyThere);
+    assert_eq!(outputs(&mut mirror), []);
+}
+
+#[test]
+fn foreign_batches_in_the_tail_fail_before_anything_is_sent() {
+    let mut mirror = Mirror::new(2, ID);
+    mirror.recover();
+    outputs(&mut mirror);
+    let foreign = |base| BatchBuilder::new(base).records(2).stamp(5, 0, 0).build();
+    let tail = vec![ours(0, 4), foreign(4), foreign(6), ours(8, 1)];
+    mirror.recovered(
+        1,
+        &Recovery {
+            log_end: 9,
+            last_sequence: Some(4),
+            tail,
+        },
+    );
+    let failure = failure(&mut mirror);
+    assert_eq!(
+        (failure.partition, failure.offset, failure.end_offset),
+        (Some(2), Some(4), Some(8))
+    );
+}
+
+#[test]
+fn a_log_end_beyond_what_was_sent_or_inside_a_batch_fails() {
+    for (log_end, code) in [(7, FailureCode::ForeignWrite), (4, FailureCode::Diverged)] {
+        let mut mirror = live(0);
+        mirror.receive(batch(0, 3));
+        mirror.receive(batch(3, 3));
+        outputs(&mut mirror);
+        mirror.produced(0, doubt());
+        mirror.produced(1, doubt());
+        outputs(&mut mirror);
+        mirror.recovered(2, &empty(log_end));
+        assert_eq!(failure(&mut mirror).code, code);
+    }
+}
+
+#[test]
+fn a_refusal_fails_and_a_gap_fails() {
+    let mut mirror = live(0);
+    mirror.receive(batch(0, 1));
+    outputs(&mut mirror);
+    mirror.produced(
+        0,
+        Outcome::Refused {
+            reason: "MESSAGE_TOO_LARGE".to_owned(),
+        },
+    );
+    assert_eq!(failure(&mut mirror).code, FailureCode::CloudRefused);
+
+    let mut mirror = live(0);
+    assert_eq!(mirror.receive(Entry::Gap { offset: 0, count: 4 }), Decision::Skip);
+    let failure = failure(&mut mirror);
+    assert_eq!(
+        (failure.code, failure.end_offset),
+        (FailureCode::UnsupportedGap, Some(4))
+    );
+}
+
+#[test]
+fn a_failed_read_of_the_log_end_is_tried_again_later_and_later() {
+    let mut mirror = Mirror::new(0, ID);
+    mirror.recover();
+    let mut now = Time::ZERO;
+    let mut waits = Vec::new();
+    for attempt in 1..9 {
+        assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt }]);
+        mirror.recovery_failed(attempt, "no leader".to_owned(), now);
+        let until = mirror.next_timeout().expect("waits");
+        waits.push((until - now).as_millis());
+        mirror.handle_timeout(until - Time::from_millis(1));
+        assert_eq!(outputs(&mut mirror), []);
+        now = until;
+        mirror.handle_timeout(now);
+    }
+    assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+}
+
+#[test]
+fn a_sequence_refused_again_and_again_fails() {
+    let mut mirror = live(0);
+    mirror.receive(batch(0, 1));
+    for attempt in 0..6 {
+        let ticket = tickets(&outputs(&mut mirror))[0].0;
+        mirror.produced(ticket, Outcome::Sequence);
+        if attempt < 5 {
+            assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt: attempt + 2 }]);
+            mirror.recovered(attempt + 2, &empty(0));
+        }
+    }
+    assert_eq!(failure(&mut mirror).code, FailureCode::IllegalState);
+}
+
+#[test]
+fn stopping_forgets_what_is_held_and_ignores_late_answers() {
+    let mut mirror = live(0);
+    mirror.receive(batch(0, 1));
+    outputs(&mut mirror);
+    mirror.stop();
+    mirror.produced(0, appended(0));
+    assert_eq!((mirror.held_bytes(), mirror.progress()), (0, CloudProgress::at(0)));
+    mirror.recover();
+    assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt: 2 }]);
+    mirror.recovered(1, &empty(0));
+    assert_eq!(outputs(&mut mirror), []);
+}
