@@ -4,6 +4,7 @@
 //! values. So one thread can run a whole site and a whole cloud in virtual time.
 
 pub mod batch;
+pub mod cloud;
 pub mod failure;
 pub mod frame;
 pub mod id;

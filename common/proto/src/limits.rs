@@ -16,7 +16,7 @@ pub const MAX_MIRRORS: usize = 10_000;
 pub const MAX_PARTITIONS: i32 = 100_000;
 /// Most batches in a tail.
 pub const MAX_TAIL: usize = 16;
-/// Most entries in one Confirm or SourcePositions message.
+/// Most entries in one Confirm or `SourcePositions` message.
 pub const MAX_ENTRIES: usize = 4_096;
 /// Longest free text in a message, in bytes; longer text is cut by the sender and refused by the receiver.
 pub const MAX_TEXT: usize = 1_024;

@@ -129,6 +129,7 @@ pub struct Mirror {
     producer_id: i64,
     state: State,
     run: u32,
+    placed: bool,
     progress: CloudProgress,
     held: VecDeque<Entry>,
     held_bytes: usize,
@@ -151,6 +152,7 @@ impl Mirror {
             producer_id,
             state: State::Idle,
             run: 0,
+            placed: false,
             progress: CloudProgress::at(0),
             held: VecDeque::new(),
             held_bytes: 0,
@@ -171,7 +173,7 @@ impl Mirror {
         self.progress
     }
 
-    /// Run that frames must belong to; 0 before the first position.
+    /// Run that frames must belong to; frames of older runs are to be dropped.
     pub fn run(&self) -> u32 {
         self.run
     }
@@ -253,7 +255,7 @@ impl Mirror {
     /// [`Decision::Skip`] and [`Decision::Diverged`] have failed the mirror; [`Decision::Wait`] is the peer's breach of
     /// order, for the caller to answer.
     pub fn receive(&mut self, entry: Entry) -> Decision {
-        if self.is_failed() || self.state == State::Idle {
+        if !self.placed {
             return Decision::AlreadyThere;
         }
         let decision = decide(self.progress.received, &entry);
@@ -357,7 +359,7 @@ impl Mirror {
         self.next_sequence = next_sequence(recovery);
         self.state = State::Live;
         let log_end = recovery.log_end;
-        let goes_on = self.run > 0 && self.progress.confirmed <= log_end;
+        let goes_on = self.placed && self.progress.confirmed <= log_end;
         if goes_on {
             self.progress.produced = log_end;
             self.confirm(log_end);
@@ -384,7 +386,7 @@ impl Mirror {
                     .until(last.next_offset()),
             );
         }
-        if self.run == 0 || log_end <= self.progress.confirmed {
+        if !self.placed || log_end <= self.progress.confirmed {
             return Ok(());
         }
         let received = self.progress.received;
@@ -402,8 +404,9 @@ impl Mirror {
 
     /// Starts a run at the log end.
     fn place(&mut self, recovery: &Recovery) {
-        let rewind = self.run > 0;
+        let rewind = self.placed;
         self.rewinds += u64::from(rewind);
+        self.placed = true;
         self.run += 1;
         self.forget(recovery.log_end);
         let tail = recovery
@@ -497,6 +500,9 @@ impl Mirror {
 
     fn halt(&mut self, state: State) {
         self.state = state;
+        // Frames of the run that ends here are still on their way.
+        self.run += u32::from(self.placed);
+        self.placed = false;
         self.in_flight.clear();
         self.outputs.clear();
         self.sequence_doubts = 0;

@@ -292,4 +292,15 @@ fn stopping_forgets_what_is_held_and_ignores_late_answers() {
     assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt: 2 }]);
     mirror.recovered(1, &empty(0));
     assert_eq!(outputs(&mut mirror), []);
+    assert_eq!(mirror.receive(batch(1, 1)), Decision::AlreadyThere);
+    mirror.recovered(2, &empty(1));
+    assert!(matches!(
+        outputs(&mut mirror)[..],
+        [MirrorOutput::Position {
+            run: 3,
+            next_offset: 1,
+            rewind: false,
+            ..
+        }]
+    ));
 }

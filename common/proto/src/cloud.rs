@@ -1,0 +1,399 @@
+//! The gateway's half of a session: one agent's connection, all its mirrors.
+//!
+//! ```text
+//!             Hello               Claimed
+//!  AwaitHello -----> Claiming ---------------> Open
+//!       |               |  ClaimFailed          |  Superseded, Shutdown, protocol breach
+//!       +---------------+-----------------------+------------------------------> Closed
+//! ```
+//!
+//! A mirror within an open session: Mirror is told -> the agent answers with Source ->
+//! `PrepareTopic` -> `TopicReady` -> every partition recovers (see [`crate::mirror`]) and takes frames.
+//!
+//! Must never: send to the cluster before `write_after`; believe a count, offset or name of the agent's; hold more than
+//! the credit it gave.
+
+mod open;
+mod status;
+
+pub use status::{CloudPartitionStatus, CloudStatus, MirrorState, MirrorStatus};
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::failure::{Failure, cut};
+use crate::frame::Frame;
+use crate::id::{MirrorId, Offset, Partition, Term, Time, TopicName};
+use crate::mirror::{Outcome, Recovery};
+use crate::wire::{Close, CloseCode, CloudBody, CloudMessage, EdgeBody, EdgeMessage, Hello, TopicConfig, VERSIONS};
+
+use open::Open;
+
+/// A mirror as the operator wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirrorSettings {
+    /// Topic at the source.
+    pub source: TopicName,
+    /// Topic in the cloud.
+    pub topic: TopicName,
+    /// Nothing is fetched, sent or appended.
+    pub paused: bool,
+}
+
+/// What a session needs to know from the start.
+#[derive(Debug, Clone)]
+pub struct CloudConfig {
+    /// The link's derived producer id.
+    pub producer_id: i64,
+    /// Release of the gateway, for people.
+    pub software: String,
+    /// Unconfirmed bytes that the agent may have sent. At least two of the largest frames.
+    pub credit_bytes: usize,
+    /// Largest frame, in bytes of its raw body.
+    pub max_frame_bytes: usize,
+    /// The link's mirrors.
+    pub mirrors: Vec<MirrorSettings>,
+}
+
+/// What happens to a session.
+#[derive(Debug, Clone)]
+pub enum CloudInput {
+    /// A control message arrived.
+    Message(EdgeMessage),
+    /// A frame arrived whole and its checksums hold.
+    Frame(Frame),
+    /// The registry holds our term. Nothing may be read as settled or written before `write_after`.
+    Claimed {
+        /// The session's term.
+        term: Term,
+        /// When the predecessor's lease and the settle time are over.
+        write_after: Time,
+    },
+    /// The registry could not be written.
+    ClaimFailed {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The mirror topic exists with this many partitions.
+    TopicReady {
+        /// The mirror.
+        mirror: MirrorId,
+        /// Partitions of the mirror topic.
+        partitions: i32,
+    },
+    /// The mirror topic cannot be had now; the owner goes on trying.
+    TopicUnavailable {
+        /// The mirror.
+        mirror: MirrorId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// The mirror topic cannot be had.
+    TopicFailed {
+        /// The mirror.
+        mirror: MirrorId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Answer to [`CloudOutput::Recover`].
+    Recovered {
+        /// The mirror.
+        mirror: MirrorId,
+        /// The partition.
+        partition: Partition,
+        /// As in the output.
+        attempt: u32,
+        /// What the cluster holds, or why it could not be read.
+        result: Result<Recovery, String>,
+    },
+    /// Answer to [`CloudOutput::Produce`].
+    Produced {
+        /// The mirror.
+        mirror: MirrorId,
+        /// The partition.
+        partition: Partition,
+        /// As in the output.
+        ticket: u64,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// The operator's mirrors, changed or not.
+    Mirrors(Vec<MirrorSettings>),
+    /// A newer term is in the registry.
+    Superseded {
+        /// The newer term.
+        newer: Term,
+    },
+    /// The bytes of the connection make no sense.
+    Breach {
+        /// What is wrong, for people.
+        reason: String,
+    },
+    /// The gateway stops.
+    Shutdown,
+    /// Time passed.
+    Timeout,
+}
+
+/// What the owner of a session is to do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CloudOutput {
+    /// Send a control message.
+    Send(CloudMessage),
+    /// Write the link's next term to the registry and answer with `Claimed` or `ClaimFailed`.
+    Claim,
+    /// Create the mirror topic, or bring it to at least this many partitions; answer with a Topic input.
+    PrepareTopic {
+        /// The mirror.
+        mirror: MirrorId,
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// Partitions of the source topic.
+        partitions: i32,
+        /// Configs of the source topic that are not the default, as the agent tells them.
+        configs: Vec<TopicConfig>,
+    },
+    /// Read log end, producer state and tail of a partition; answer with Recovered.
+    Recover {
+        /// The mirror.
+        mirror: MirrorId,
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// To be given back.
+        attempt: u32,
+    },
+    /// Append a batch, acks=all; answer with Produced, always.
+    Produce {
+        /// The mirror.
+        mirror: MirrorId,
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// To be given back.
+        ticket: u64,
+        /// Offset at which the batch must end up.
+        offset: Offset,
+        /// The stamped batch.
+        batch: Bytes,
+    },
+    /// Something an operator should see in the log.
+    Event(CloudEvent),
+    /// Close the connection.
+    Close {
+        /// Code for the peer.
+        code: CloseCode,
+        /// Reason for the peer and the log.
+        reason: String,
+    },
+}
+
+/// Changes worth a line in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CloudEvent {
+    /// A mirror is FAILED.
+    MirrorFailed {
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// Why.
+        failure: Failure,
+        /// Whether the agent found it.
+        told_by_agent: bool,
+    },
+    /// The source topic cannot be mirrored for now.
+    SourceUnavailable {
+        /// Topic at the source.
+        topic: TopicName,
+        /// The agent's words.
+        problem: String,
+    },
+    /// All partitions of a mirror take records.
+    MirrorActive {
+        /// Topic in the cloud.
+        topic: TopicName,
+    },
+    /// The cloud lost the tail of a partition.
+    Rewound {
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// Where it goes on.
+        next_offset: Offset,
+    },
+    /// The agent had nothing to compare the mirror's tail with.
+    Unverified {
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+    },
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitHello,
+    Claiming { hello: Hello },
+    Open(Box<Open>),
+    Closed,
+}
+
+/// One session. Calls: [`CloudLink::handle`] with each input, then [`CloudLink::poll_output`] until it is empty;
+/// [`CloudInput::Timeout`] at [`CloudLink::next_timeout`].
+#[derive(Debug)]
+pub struct CloudLink {
+    config: CloudConfig,
+    state: State,
+    outputs: VecDeque<CloudOutput>,
+}
+
+impl CloudLink {
+    /// A session whose Hello is still to come.
+    pub fn new(config: CloudConfig) -> Self {
+        Self {
+            config,
+            state: State::AwaitHello,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes an input. `now` never goes back.
+    pub fn handle(&mut self, input: CloudInput, now: Time) {
+        let state = std::mem::replace(&mut self.state, State::Closed);
+        self.state = match (state, input) {
+            (State::Closed, _) => State::Closed,
+            (_, CloudInput::Shutdown) => self.close(CloseCode::Shutdown, "the gateway stops"),
+            (_, CloudInput::Breach { reason }) => self.close(CloseCode::Protocol, reason),
+            (_, CloudInput::Superseded { newer }) => {
+                self.close(CloseCode::Superseded, format!("term {newer} took the link over"))
+            }
+            (
+                _,
+                CloudInput::Message(EdgeMessage {
+                    body: Some(EdgeBody::Close(close)),
+                }),
+            ) => self.close(CloseCode::Shutdown, format!("the agent closed: {}", cut(close.reason))),
+            (
+                State::AwaitHello,
+                CloudInput::Message(EdgeMessage {
+                    body: Some(EdgeBody::Hello(hello)),
+                }),
+            ) => self.greet(hello),
+            (State::AwaitHello, CloudInput::Message(_)) => {
+                self.close(CloseCode::Protocol, "the first message is not a Hello")
+            }
+            (State::AwaitHello | State::Claiming { .. }, CloudInput::Frame(_)) => {
+                self.close(CloseCode::Protocol, "a frame before the Welcome")
+            }
+            (state @ (State::AwaitHello | State::Claiming { .. }), CloudInput::Mirrors(mirrors)) => {
+                self.config.mirrors = mirrors;
+                state
+            }
+            (State::Claiming { hello }, CloudInput::Claimed { term, write_after }) => {
+                let open = Open::new(&self.config, &hello, term, write_after, &mut self.outputs);
+                State::Open(Box::new(open))
+            }
+            (State::Claiming { .. }, CloudInput::ClaimFailed { reason }) => self.close(
+                CloseCode::Unavailable,
+                format!("the registry cannot be written: {reason}"),
+            ),
+            (State::Claiming { .. }, CloudInput::Message(_)) => {
+                self.close(CloseCode::Protocol, "a message before the Welcome")
+            }
+            (State::Open(mut open), input) => match open.handle(input, now, &mut self.outputs) {
+                Ok(()) => State::Open(open),
+                Err(breach) => self.close(CloseCode::Protocol, breach),
+            },
+            // Answers to what was never asked, and time passing: nothing to do in these states.
+            (
+                state @ (State::AwaitHello | State::Claiming { .. }),
+                CloudInput::Claimed { .. }
+                | CloudInput::ClaimFailed { .. }
+                | CloudInput::TopicReady { .. }
+                | CloudInput::TopicUnavailable { .. }
+                | CloudInput::TopicFailed { .. }
+                | CloudInput::Recovered { .. }
+                | CloudInput::Produced { .. }
+                | CloudInput::Timeout,
+            ) => state,
+        };
+    }
+
+    /// Next thing to do.
+    pub fn poll_output(&mut self) -> Option<CloudOutput> {
+        if self.outputs.is_empty()
+            && let State::Open(open) = &mut self.state
+        {
+            open.flush_confirms(&mut self.outputs);
+        }
+        self.outputs.pop_front()
+    }
+
+    /// When [`CloudInput::Timeout`] is due, and what for.
+    pub fn next_timeout(&self) -> Option<(Time, &'static str)> {
+        if let State::Open(open) = &self.state {
+            open.next_timeout()
+        } else {
+            None
+        }
+    }
+
+    /// Whether the session is over.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
+    /// The session's term, once it has one.
+    pub fn term(&self) -> Option<Term> {
+        if let State::Open(open) = &self.state {
+            Some(open.term())
+        } else {
+            None
+        }
+    }
+
+    /// What there is to show.
+    pub fn status(&self) -> CloudStatus {
+        if let State::Open(open) = &self.state {
+            open.status()
+        } else {
+            CloudStatus::default()
+        }
+    }
+
+    fn greet(&mut self, hello: Hello) -> State {
+        let overlap = hello.last_version.min(*VERSIONS.end()) >= hello.first_version.max(*VERSIONS.start());
+        if !overlap {
+            let reason = format!(
+                "no protocol version in common: the agent speaks {} to {}, the gateway {} to {}; update the older one",
+                hello.first_version,
+                hello.last_version,
+                VERSIONS.start(),
+                VERSIONS.end()
+            );
+            return self.close(CloseCode::Version, reason);
+        }
+        self.outputs.push_back(CloudOutput::Claim);
+        State::Claiming { hello }
+    }
+
+    fn close(&mut self, code: CloseCode, reason: impl Into<String>) -> State {
+        let reason = cut(reason.into());
+        let close = Close {
+            code: code.number(),
+            reason: reason.clone(),
+        };
+        self.outputs.push_back(CloudOutput::Send(CloudMessage {
+            body: Some(CloudBody::Close(close)),
+        }));
+        self.outputs.push_back(CloudOutput::Close { code, reason });
+        State::Closed
+    }
+}
+
+#[cfg(test)]
+#[path = "cloud/cloud_test.rs"]
+mod tests;

@@ -1,0 +1,618 @@
+//! A session that holds its link: the mirrors and what goes on in them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::status::{CloudPartitionStatus, CloudStatus, MirrorState, MirrorStatus};
+use super::{CloudConfig, CloudEvent, CloudInput, CloudOutput, MirrorSettings};
+use crate::failure::{Failure, FailureCode, cut};
+use crate::frame::Frame;
+use crate::id::{MirrorId, Offset, Partition, Term, Time};
+use crate::limits::{MAX_CONFIGS, MAX_ENTRIES, MAX_PARTITIONS};
+use crate::mirror::{Decision, Mirror as PartitionMirror, MirrorOutput};
+use crate::wire::{
+    CloudBody, CloudMessage, EdgeBody, Failed, Hello, Mirror, PartitionOffset, Placed, Position, Positions, Source,
+    TopicConfig, VERSIONS, Welcome,
+};
+
+/// What the agent did that the protocol does not allow.
+type Breach = String;
+type Key = (MirrorId, Partition);
+
+#[derive(Debug)]
+enum Phase {
+    /// The agent was told; its Source is awaited.
+    AwaitSource,
+    /// The mirror topic is being made ready.
+    Preparing {
+        reason: String,
+    },
+    Active,
+    Paused,
+    SourceUnavailable {
+        reason: String,
+    },
+    Failed(Failure),
+}
+
+#[derive(Debug)]
+struct OpenPartition {
+    mirror: PartitionMirror,
+    source_high_watermark: Option<Offset>,
+}
+
+#[derive(Debug)]
+struct OpenMirror {
+    settings: MirrorSettings,
+    phase: Phase,
+    source: Option<(i32, Vec<TopicConfig>)>,
+    partitions: Vec<OpenPartition>,
+}
+
+impl OpenMirror {
+    fn partition(&mut self, partition: Partition) -> Option<&mut OpenPartition> {
+        usize::try_from(partition)
+            .ok()
+            .and_then(|at| self.partitions.get_mut(at))
+    }
+}
+
+/// The open session.
+#[derive(Debug)]
+pub(super) struct Open {
+    term: Term,
+    write_after: Time,
+    producer_id: i64,
+    credit_bytes: usize,
+    max_frame_bytes: usize,
+    agent_software: String,
+    source_cluster_id: String,
+    mirrors: Vec<OpenMirror>,
+    held_bytes: usize,
+    unconfirmed: BTreeSet<Key>,
+    timeouts: BTreeMap<Key, Time>,
+}
+
+impl Open {
+    pub(super) fn new(
+        config: &CloudConfig,
+        hello: &Hello,
+        term: Term,
+        write_after: Time,
+        out: &mut VecDeque<CloudOutput>,
+    ) -> Self {
+        let max_frame_bytes = usize::try_from(hello.max_frame_bytes)
+            .unwrap_or(usize::MAX)
+            .min(config.max_frame_bytes);
+        send(
+            out,
+            CloudBody::Welcome(Welcome {
+                version: hello.last_version.min(*VERSIONS.end()),
+                term: term.0,
+                credit_bytes: config.credit_bytes as u64,
+                max_frame_bytes: max_frame_bytes as u64,
+                software: config.software.clone(),
+            }),
+        );
+        let mut open = Self {
+            term,
+            write_after,
+            producer_id: config.producer_id,
+            credit_bytes: config.credit_bytes,
+            max_frame_bytes,
+            agent_software: cut(hello.software.clone()),
+            source_cluster_id: cut(hello.cluster_id.clone()),
+            mirrors: Vec::new(),
+            held_bytes: 0,
+            unconfirmed: BTreeSet::new(),
+            timeouts: BTreeMap::new(),
+        };
+        open.apply_settings(config.mirrors.clone(), out);
+        open
+    }
+
+    pub(super) fn term(&self) -> Term {
+        self.term
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<(Time, &'static str)> {
+        self.timeouts.values().min().map(|&at| (at, "read a log end"))
+    }
+
+    pub(super) fn handle(
+        &mut self,
+        input: CloudInput,
+        now: Time,
+        out: &mut VecDeque<CloudOutput>,
+    ) -> Result<(), Breach> {
+        match input {
+            CloudInput::Message(message) => return self.message(message.body, now, out),
+            CloudInput::Frame(frame) => return self.frame(frame, now, out),
+            CloudInput::TopicReady { mirror, partitions } => self.topic_ready(mirror, partitions, now, out),
+            CloudInput::TopicUnavailable { mirror, reason } => {
+                if let Some(Phase::Preparing { reason: shown }) = self.mirror(mirror).map(|mirror| &mut mirror.phase) {
+                    *shown = reason;
+                }
+            }
+            CloudInput::TopicFailed { mirror, failure } => self.fail(mirror, failure, false, out),
+            CloudInput::Recovered {
+                mirror,
+                partition,
+                attempt,
+                result,
+            } => {
+                self.with_partition((mirror, partition), now, out, |open| match result {
+                    Ok(recovery) => open.mirror.recovered(attempt, &recovery),
+                    Err(reason) => open.mirror.recovery_failed(attempt, reason, now),
+                });
+            }
+            CloudInput::Produced {
+                mirror,
+                partition,
+                ticket,
+                outcome,
+            } => {
+                self.with_partition((mirror, partition), now, out, |open| {
+                    open.mirror.produced(ticket, outcome)
+                });
+            }
+            CloudInput::Mirrors(mirrors) => self.apply_settings(mirrors, out),
+            CloudInput::Timeout => self.timeout(now, out),
+            CloudInput::Claimed { .. }
+            | CloudInput::ClaimFailed { .. }
+            | CloudInput::Superseded { .. }
+            | CloudInput::Breach { .. }
+            | CloudInput::Shutdown => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the agent what was confirmed since the last call.
+    pub(super) fn flush_confirms(&mut self, out: &mut VecDeque<CloudOutput>) {
+        let dirty = std::mem::take(&mut self.unconfirmed);
+        let mut entries = Vec::with_capacity(dirty.len().min(MAX_ENTRIES));
+        for (id, partition) in dirty {
+            let Some(open) = self.mirror(id).and_then(|mirror| mirror.partition(partition)) else {
+                continue;
+            };
+            let (offset, run) = (open.mirror.progress().confirmed, open.mirror.run());
+            entries.push(PartitionOffset {
+                mirror: id.0,
+                partition,
+                offset,
+                run,
+            });
+            if entries.len() == MAX_ENTRIES {
+                send(
+                    out,
+                    CloudBody::Confirm(Positions {
+                        entries: std::mem::take(&mut entries),
+                    }),
+                );
+            }
+        }
+        if !entries.is_empty() {
+            send(out, CloudBody::Confirm(Positions { entries }));
+        }
+    }
+
+    fn message(&mut self, body: Option<EdgeBody>, now: Time, out: &mut VecDeque<CloudOutput>) -> Result<(), Breach> {
+        match body {
+            Some(EdgeBody::Hello(_)) => Err("a second Hello".to_owned()),
+            Some(EdgeBody::Source(source)) => self.source(source, now, out),
+            Some(EdgeBody::Placed(placed)) => self.placed(&placed, out),
+            Some(EdgeBody::Failed(failed)) => {
+                let id = self.known(failed.mirror)?;
+                self.fail(id, failed.failure(), true, out);
+                Ok(())
+            }
+            Some(EdgeBody::SourcePositions(positions)) => self.source_positions(&positions),
+            // Close is handled before; a message that this version does not know is passed over.
+            Some(EdgeBody::Close(_)) | None => Ok(()),
+        }
+    }
+
+    fn source(&mut self, source: Source, now: Time, out: &mut VecDeque<CloudOutput>) -> Result<(), Breach> {
+        let id = self.known(source.mirror)?;
+        if source.configs.len() > MAX_CONFIGS || !(0..=MAX_PARTITIONS).contains(&source.partitions) {
+            return Err(format!(
+                "source topic of mirror {id} with {} partitions and {} configs",
+                source.partitions,
+                source.configs.len()
+            ));
+        }
+        let Some(mirror) = self.mirror(id) else { return Ok(()) };
+        if matches!(mirror.phase, Phase::Paused | Phase::Failed(_)) {
+            return Ok(());
+        }
+        if source.partitions == 0 {
+            let problem = cut(source.problem);
+            let topic = mirror.settings.source.clone();
+            mirror.phase = Phase::SourceUnavailable {
+                reason: problem.clone(),
+            };
+            self.stop_partitions(id);
+            out.push_back(CloudOutput::Event(CloudEvent::SourceUnavailable { topic, problem }));
+            return Ok(());
+        }
+        let held = i32::try_from(mirror.partitions.len()).unwrap_or(i32::MAX);
+        if source.partitions < held {
+            let detail = format!(
+                "the source topic has {} partitions, the mirror {held}",
+                source.partitions
+            );
+            self.fail(
+                id,
+                Failure::of_topic(FailureCode::SourcePartitionsDecreased, detail),
+                false,
+                out,
+            );
+            return Ok(());
+        }
+        mirror.source = Some((source.partitions, source.configs));
+        let unchanged = source.partitions == held && matches!(mirror.phase, Phase::Active);
+        if !unchanged {
+            mirror.phase = Phase::Preparing {
+                reason: "the mirror topic is being made ready".to_owned(),
+            };
+            self.prepare(id, now, out);
+        }
+        Ok(())
+    }
+
+    /// Asks for the mirror topic, once writing is allowed.
+    fn prepare(&mut self, id: MirrorId, now: Time, out: &mut VecDeque<CloudOutput>) {
+        if now < self.write_after {
+            self.timeouts.insert((id, -1), self.write_after);
+            return;
+        }
+        let Some(mirror) = self.mirror(id) else { return };
+        let (Phase::Preparing { .. }, Some((partitions, configs))) = (&mirror.phase, &mirror.source) else {
+            return;
+        };
+        out.push_back(CloudOutput::PrepareTopic {
+            mirror: id,
+            topic: mirror.settings.topic.clone(),
+            partitions: *partitions,
+            configs: configs.clone(),
+        });
+    }
+
+    fn topic_ready(&mut self, id: MirrorId, partitions: i32, now: Time, out: &mut VecDeque<CloudOutput>) {
+        let producer_id = self.producer_id;
+        let Some(mirror) = self.mirror(id) else { return };
+        let (Phase::Preparing { .. }, Some((wanted, _))) = (&mirror.phase, &mirror.source) else {
+            return;
+        };
+        let wanted = *wanted;
+        if partitions > wanted {
+            let detail = format!("the source topic has {wanted} partitions, the mirror topic {partitions}");
+            return self.fail(
+                id,
+                Failure::of_topic(FailureCode::SourcePartitionsDecreased, detail),
+                false,
+                out,
+            );
+        }
+        mirror.phase = Phase::Active;
+        for partition in mirror.partitions.len()..usize::try_from(wanted).unwrap_or(0) {
+            let partition = Partition::try_from(partition).unwrap_or(Partition::MAX);
+            let mirror_partition = PartitionMirror::new(partition, producer_id);
+            mirror.partitions.push(OpenPartition {
+                mirror: mirror_partition,
+                source_high_watermark: None,
+            });
+        }
+        let topic = mirror.settings.topic.clone();
+        for partition in 0..wanted {
+            self.with_partition((id, partition), now, out, |open| open.mirror.recover());
+        }
+        out.push_back(CloudOutput::Event(CloudEvent::MirrorActive { topic }));
+    }
+
+    fn placed(&mut self, placed: &Placed, out: &mut VecDeque<CloudOutput>) -> Result<(), Breach> {
+        let id = self.known(placed.mirror)?;
+        if placed.unverified
+            && let Some(mirror) = self.mirror(id)
+        {
+            let topic = mirror.settings.topic.clone();
+            out.push_back(CloudOutput::Event(CloudEvent::Unverified {
+                topic,
+                partition: placed.partition,
+            }));
+        }
+        Ok(())
+    }
+
+    fn source_positions(&mut self, positions: &Positions) -> Result<(), Breach> {
+        if positions.entries.len() > MAX_ENTRIES {
+            return Err(format!("{} source positions in one message", positions.entries.len()));
+        }
+        for entry in &positions.entries {
+            let id = self.known(entry.mirror)?;
+            if let Some(open) = self.mirror(id).and_then(|mirror| mirror.partition(entry.partition)) {
+                open.source_high_watermark = Some(entry.offset);
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: Frame, now: Time, out: &mut VecDeque<CloudOutput>) -> Result<(), Breach> {
+        let id = self.known(frame.mirror.0)?;
+        let bytes = frame.bytes();
+        if bytes > self.max_frame_bytes {
+            return Err(format!(
+                "a frame of {bytes} bytes, allowed are {}",
+                self.max_frame_bytes
+            ));
+        }
+        let Some(open) = self.mirror(id).and_then(|mirror| mirror.partition(frame.partition)) else {
+            return Ok(());
+        };
+        let run = open.mirror.run();
+        if frame.run > run {
+            return Err(format!("a frame of run {}, which was never told", frame.run));
+        }
+        // Frames of an older run, of a paused or of a failed mirror were on their way: dropped.
+        if frame.run < run {
+            return Ok(());
+        }
+        if self.held_bytes + bytes > self.credit_bytes {
+            return Err(format!(
+                "{} unconfirmed bytes, credit is {}",
+                self.held_bytes + bytes,
+                self.credit_bytes
+            ));
+        }
+        let mut breach = None;
+        let partition = frame.partition;
+        self.with_partition((id, partition), now, out, |open| {
+            for entry in frame.entries {
+                let offset = entry.offset();
+                if open.mirror.receive(entry) == Decision::Wait {
+                    breach = Some(format!(
+                        "mirror {id} partition {partition}: offset {offset} came before its predecessor"
+                    ));
+                    break;
+                }
+            }
+        });
+        breach.map_or(Ok(()), Err)
+    }
+
+    fn timeout(&mut self, now: Time, out: &mut VecDeque<CloudOutput>) {
+        let due: Vec<Key> = self
+            .timeouts
+            .iter()
+            .filter(|&(_, &at)| at <= now)
+            .map(|(&key, _)| key)
+            .collect();
+        for key in due {
+            self.timeouts.remove(&key);
+            if key.1 < 0 {
+                self.prepare(key.0, now, out);
+            } else {
+                self.with_partition(key, now, out, |open| open.mirror.handle_timeout(now));
+            }
+        }
+    }
+
+    /// Brings the session's mirrors in line with the operator's: by source topic; a mirror that is gone is paused.
+    fn apply_settings(&mut self, wanted: Vec<MirrorSettings>, out: &mut VecDeque<CloudOutput>) {
+        for at in 0..self.mirrors.len() {
+            let id = MirrorId(u32::try_from(at).unwrap_or(u32::MAX));
+            let Some(mirror) = self.mirror(id) else { continue };
+            let paused = wanted
+                .iter()
+                .find(|new| new.source == mirror.settings.source)
+                .is_none_or(|new| new.paused);
+            if paused != mirror.settings.paused {
+                mirror.settings.paused = paused;
+                mirror.phase = if paused { Phase::Paused } else { Phase::AwaitSource };
+                self.stop_partitions(id);
+                self.announce(id, out);
+            }
+        }
+        for settings in wanted {
+            if self
+                .mirrors
+                .iter()
+                .any(|mirror| mirror.settings.source == settings.source)
+            {
+                continue;
+            }
+            let id = MirrorId(u32::try_from(self.mirrors.len()).unwrap_or(u32::MAX));
+            let phase = if settings.paused {
+                Phase::Paused
+            } else {
+                Phase::AwaitSource
+            };
+            self.mirrors.push(OpenMirror {
+                settings,
+                phase,
+                source: None,
+                partitions: Vec::new(),
+            });
+            self.announce(id, out);
+        }
+    }
+
+    fn announce(&mut self, id: MirrorId, out: &mut VecDeque<CloudOutput>) {
+        let Some(mirror) = self.mirror(id) else { return };
+        let topic = mirror.settings.source.as_str().to_owned();
+        send(
+            out,
+            CloudBody::Mirror(Mirror {
+                mirror: id.0,
+                topic,
+                paused: mirror.settings.paused,
+            }),
+        );
+    }
+
+    fn fail(&mut self, id: MirrorId, failure: Failure, told_by_agent: bool, out: &mut VecDeque<CloudOutput>) {
+        let Some(mirror) = self.mirror(id) else { return };
+        if matches!(mirror.phase, Phase::Failed(_) | Phase::Paused) {
+            return;
+        }
+        mirror.phase = Phase::Failed(failure.clone());
+        let topic = mirror.settings.topic.clone();
+        self.stop_partitions(id);
+        if !told_by_agent {
+            send(out, CloudBody::Failed(Failed::new(id, &failure)));
+        }
+        out.push_back(CloudOutput::Event(CloudEvent::MirrorFailed {
+            topic,
+            failure,
+            told_by_agent,
+        }));
+    }
+
+    fn stop_partitions(&mut self, id: MirrorId) {
+        let Some(mirror) = self.mirror(id) else { return };
+        let mut freed = 0;
+        for open in &mut mirror.partitions {
+            freed += open.mirror.held_bytes();
+            open.mirror.stop();
+        }
+        self.held_bytes -= freed;
+        self.timeouts.retain(|key, _| key.0 != id);
+        self.unconfirmed.retain(|key| key.0 != id);
+    }
+
+    /// Lets `act` change a partition, then passes on what follows from it and keeps the sums.
+    fn with_partition(
+        &mut self,
+        key: Key,
+        now: Time,
+        out: &mut VecDeque<CloudOutput>,
+        act: impl FnOnce(&mut OpenPartition),
+    ) {
+        let (id, partition) = key;
+        let Some(mirror) = self.mirror(id) else { return };
+        let topic = mirror.settings.topic.clone();
+        let Some(open) = mirror.partition(partition) else {
+            return;
+        };
+        let (held, confirmed) = (open.mirror.held_bytes(), open.mirror.progress().confirmed);
+        act(open);
+        debug_assert_eq!(open.mirror.validate(), Ok(()));
+        let mut failure = None;
+        while let Some(output) = open.mirror.poll_output() {
+            match output {
+                MirrorOutput::Recover { attempt } => {
+                    let topic = topic.clone();
+                    out.push_back(CloudOutput::Recover {
+                        mirror: id,
+                        topic,
+                        partition,
+                        attempt,
+                    });
+                }
+                MirrorOutput::Produce { ticket, offset, batch } => {
+                    let topic = topic.clone();
+                    out.push_back(CloudOutput::Produce {
+                        mirror: id,
+                        topic,
+                        partition,
+                        ticket,
+                        offset,
+                        batch,
+                    });
+                }
+                MirrorOutput::Position {
+                    run,
+                    next_offset,
+                    tail,
+                    rewind,
+                } => {
+                    let position = Position {
+                        mirror: id.0,
+                        partition,
+                        run,
+                        next_offset,
+                        tail,
+                        rewind,
+                    };
+                    send(out, CloudBody::Position(position));
+                    if rewind {
+                        let topic = topic.clone();
+                        out.push_back(CloudOutput::Event(CloudEvent::Rewound {
+                            topic,
+                            partition,
+                            next_offset,
+                        }));
+                    }
+                }
+                MirrorOutput::Failed(found) => failure = Some(found),
+            }
+        }
+        let (held_now, confirmed_now) = (open.mirror.held_bytes(), open.mirror.progress().confirmed);
+        let timeout = open.mirror.next_timeout();
+        self.held_bytes = self.held_bytes + held_now - held;
+        if confirmed_now > confirmed {
+            self.unconfirmed.insert(key);
+        }
+        match timeout {
+            Some(at) => self.timeouts.insert(key, at.max(now)),
+            None => self.timeouts.remove(&key),
+        };
+        if let Some(failure) = failure {
+            self.fail(id, failure, false, out);
+        }
+    }
+
+    fn mirror(&mut self, id: MirrorId) -> Option<&mut OpenMirror> {
+        self.mirrors.get_mut(id.0 as usize)
+    }
+
+    fn known(&self, mirror: u32) -> Result<MirrorId, Breach> {
+        if (mirror as usize) < self.mirrors.len() {
+            Ok(MirrorId(mirror))
+        } else {
+            Err(format!("mirror {mirror} does not exist"))
+        }
+    }
+
+    pub(super) fn status(&self) -> CloudStatus {
+        CloudStatus {
+            term: Some(self.term),
+            source_cluster_id: self.source_cluster_id.clone(),
+            agent_software: self.agent_software.clone(),
+            held_bytes: self.held_bytes,
+            mirrors: self.mirrors.iter().map(mirror_status).collect(),
+        }
+    }
+}
+
+fn mirror_status(mirror: &OpenMirror) -> MirrorStatus {
+    let state = match &mirror.phase {
+        Phase::AwaitSource => MirrorState::Pending {
+            reason: "the agent has not described the source topic yet".to_owned(),
+        },
+        Phase::Preparing { reason } => MirrorState::Pending { reason: reason.clone() },
+        Phase::Active => MirrorState::Active,
+        Phase::Paused => MirrorState::Paused,
+        Phase::SourceUnavailable { reason } => MirrorState::SourceUnavailable { reason: reason.clone() },
+        Phase::Failed(failure) => MirrorState::Failed(failure.clone()),
+    };
+    let partition = |(at, open): (usize, &OpenPartition)| CloudPartitionStatus {
+        partition: Partition::try_from(at).unwrap_or(Partition::MAX),
+        confirmed: open.mirror.progress().confirmed,
+        received: open.mirror.progress().received,
+        source_high_watermark: open.source_high_watermark,
+        held_bytes: open.mirror.held_bytes(),
+        live: open.mirror.is_live(),
+        last_doubt: open.mirror.last_doubt().map(str::to_owned),
+        rewinds: open.mirror.rewinds(),
+    };
+    MirrorStatus {
+        source: mirror.settings.source.clone(),
+        topic: mirror.settings.topic.clone(),
+        state,
+        partitions: mirror.partitions.iter().enumerate().map(partition).collect(),
+    }
+}
+
+fn send(out: &mut VecDeque<CloudOutput>, body: CloudBody) {
+    out.push_back(CloudOutput::Send(CloudMessage { body: Some(body) }));
+}
