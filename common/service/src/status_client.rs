@@ -133,3 +133,97 @@ fn split_head(answer: &[u8]) -> (&[u8], &[u8]) {
         .and_then(|at| Some((answer.get(..at)?, answer.get(at + END.len()..)?)))
         .unwrap_or((answer, &[]))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Shutdown, TcpListener};
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    /// A server for one connection: reads the request, answers, ends.
+    fn answering(answer: &'static str) -> (SocketAddr, JoinHandle<()>) {
+        use std::io::Read;
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+        });
+        (address, server)
+    }
+
+    async fn error_after(answer: &'static str) -> String {
+        let (address, server) = answering(answer);
+        let error = fetch(address, DEADLINE).await.unwrap_err();
+        server.join().unwrap();
+        error.to_string()
+    }
+
+    #[tokio::test]
+    async fn reads_the_document() {
+        let (address, server) = answering("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"lag\": 3}");
+        assert_eq!(fetch(address, DEADLINE).await.unwrap(), serde_json::json!({"lag": 3}));
+        server.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn says_what_the_answer_was() {
+        let text = error_after("HTTP/1.0 404 Not Found\r\n\r\n").await;
+        assert!(
+            text.contains("\"HTTP/1.0 404 Not Found\": not a tombolo daemon"),
+            "{text}"
+        );
+        let text = error_after("+PONG\r\n").await;
+        assert!(text.contains("+PONG"), "{text}");
+        let text = error_after("HTTP/1.0 200 OK\r\n\r\nhello").await;
+        assert!(text.contains("no JSON"), "{text}");
+        let text = error_after("").await;
+        assert!(text.contains("not a tombolo daemon"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn says_that_nothing_listens() {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let error = fetch(address, DEADLINE).await.unwrap_err();
+        assert!(matches!(error, StatusError::Connect { .. }), "{error}");
+        assert!(error.to_string().contains("is the daemon running"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn gives_up_at_the_deadline() {
+        // Nobody accepts: the kernel completes the connection and no answer comes.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let error = fetch(address, Duration::from_millis(100)).await.unwrap_err();
+        assert!(matches!(error, StatusError::Deadline { .. }), "{error}");
+    }
+
+    #[test]
+    fn table_aligns_columns_without_trailing_space() {
+        let rows = [vec!["orders", "12"], vec!["a", "3"]];
+        let text = table(&["TOPIC", "LAG"], rows);
+        assert_eq!(text, " TOPIC   LAG\n orders  12\n a       3");
+    }
+
+    #[test]
+    fn output_names_its_formats() {
+        assert_eq!("json".parse(), Ok(Output::Json));
+        assert_eq!("table".parse(), Ok(Output::Table));
+        assert_eq!(
+            "yaml".parse::<Output>().unwrap_err().to_string(),
+            "allowed: table, json"
+        );
+    }
+}
