@@ -1,1 +1,14 @@
-//! Harness and tests of tombolo.
+//! What tombolo's tests stand on: real brokers, the daemons as processes, a link that is not to be trusted, and the
+//! check that two clusters hold the same.
+//!
+//! - [`broker`]: Kafka from Maven, KRaft clusters on loopback ports, and what may happen to them.
+//! - [`lossy_link`]: a UDP forwarder that delays, loses, reorders, duplicates, goes dark and changes addresses.
+//!
+//! A harness has nobody to hand an error to: what goes wrong here panics with the evidence (a log's tail, a command's
+//! output). Only [`lossy_link`], which the demo uses too, returns errors.
+
+pub mod broker;
+mod child;
+mod ports;
+pub mod scratch;
+pub mod wait;

@@ -1,0 +1,3 @@
+//! The harness itself: brokers start, break and come back as the tests that use them believe.
+
+mod brokers;

@@ -1,0 +1,128 @@
+//! Kafka's jars, brought from Maven once and kept in a cache folder.
+//!
+//! `TOMBOLO_CACHE` names the cache (else `~/.cache/tombolo`), `TOMBOLO_KAFKA_VERSION` another Kafka than the one that
+//! `tests/kafka/pom.xml` pins. Test processes that run at once take turns at a file lock, and a folder appears under
+//! its name only when it is whole.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Stdio};
+use std::{env, io};
+
+const POM: &str = include_str!("../../kafka/pom.xml");
+
+/// Where one version of Kafka lies.
+#[derive(Clone, Debug)]
+pub(super) struct Distribution {
+    folder: PathBuf,
+    version: String,
+}
+
+/// The lock of the cache, held until dropped.
+#[derive(Debug)]
+pub(super) struct CacheLock {
+    _file: File,
+}
+
+impl Distribution {
+    /// Finds the jars in the cache or brings them. Blocks: seconds when they are there, a minute when they are not.
+    pub(super) fn find() -> Self {
+        let version = env::var("TOMBOLO_KAFKA_VERSION").unwrap_or_else(|_| pinned_version().to_owned());
+        let cache = cache_folder();
+        fs::create_dir_all(&cache)
+            .unwrap_or_else(|error| panic!("cannot make the cache folder {}: {error}", cache.display()));
+        let found = Self {
+            folder: cache.join(format!("kafka-{version}")),
+            version,
+        };
+        if !found.folder.exists() {
+            let _lock = found.lock();
+            if !found.folder.exists() {
+                found.bring(&cache);
+            }
+        }
+        require("java", "-version");
+        found
+    }
+
+    /// The class path: every jar, in one order for all processes (a class data archive is only good for the order
+    /// that it was made with).
+    pub(super) fn class_path(&self) -> String {
+        let folder = self.folder.join("libs");
+        let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
+        let mut jars: Vec<String> = entries
+            .flatten()
+            .map(|entry| entry.path().display().to_string())
+            .collect();
+        jars.sort();
+        jars.join(":")
+    }
+
+    /// The archive of parsed classes, which halves the start of a broker. Made by the first start, see `cluster`.
+    pub(super) fn class_archive(&self) -> PathBuf {
+        self.folder.join("classes.jsa")
+    }
+
+    /// Waits until no other process works on this version.
+    pub(super) fn lock(&self) -> CacheLock {
+        let path = self.folder.with_file_name(format!("kafka-{}.lock", self.version));
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
+        file.lock()
+            .unwrap_or_else(|error| panic!("cannot lock {}: {error}", path.display()));
+        CacheLock { _file: file }
+    }
+
+    fn bring(&self, cache: &Path) {
+        require("java", "-version");
+        require("mvn", "--version");
+        let partial = cache.join(format!("kafka-{}.partial-{}", self.version, process::id()));
+        fs::create_dir_all(&partial).expect("the cache folder can be written");
+        let pom = partial.join("pom.xml");
+        fs::write(&pom, POM).expect("the cache folder can be written");
+        let run = Command::new("mvn")
+            .args(["-q", "-B", "-f"])
+            .arg(&pom)
+            .arg("dependency:copy-dependencies")
+            .arg("-DincludeScope=runtime")
+            .arg(format!("-DoutputDirectory={}", partial.join("libs").display()))
+            .arg(format!("-Dkafka.version={}", self.version))
+            .output()
+            .expect("mvn was just seen to start");
+        assert!(
+            run.status.success(),
+            "mvn cannot bring Kafka {}:\n{}{}",
+            self.version,
+            String::from_utf8_lossy(&run.stdout),
+            String::from_utf8_lossy(&run.stderr)
+        );
+        fs::rename(&partial, &self.folder).expect("the cache folder can be written");
+    }
+}
+
+/// The version that the pom pins: written there, once.
+fn pinned_version() -> &'static str {
+    let (_, rest) = POM.split_once("<kafka.version>").expect("the pom pins a version");
+    rest.split_once("</kafka.version>")
+        .expect("the pom closes its elements")
+        .0
+}
+
+fn cache_folder() -> PathBuf {
+    let home = || PathBuf::from(env::var_os("HOME").expect("HOME or TOMBOLO_CACHE is set")).join(".cache/tombolo");
+    env::var_os("TOMBOLO_CACHE").map_or_else(home, PathBuf::from)
+}
+
+fn require(program: &str, version_argument: &str) {
+    let seen: io::Result<_> = Command::new(program)
+        .arg(version_argument)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    assert!(
+        seen.is_ok_and(|status| status.success()),
+        "these tests run real Kafka brokers and `{program}` does not start here. \
+         Install it (apt-get install openjdk-17-jre-headless maven) and run again."
+    );
+}

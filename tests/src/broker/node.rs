@@ -1,0 +1,167 @@
+//! One broker: its settings file, its process, its log.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+
+use super::distribution::Distribution;
+use crate::child::Program;
+
+/// Ports of one broker on 127.0.0.1.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports {
+    /// What clients dial.
+    pub(super) client: u16,
+    /// Replication between brokers, always plain.
+    pub(super) internal: u16,
+    pub(super) controller: u16,
+}
+
+/// What to do with the archive of parsed classes.
+#[derive(Clone, Debug)]
+pub(super) enum ClassArchive {
+    Use(PathBuf),
+    /// Write one when the broker ends by itself.
+    Make(PathBuf),
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) id: i32,
+    pub(super) ports: Ports,
+    folder: PathBuf,
+    distribution: Distribution,
+    archive: ClassArchive,
+    heap_mib: u32,
+    program: Option<Program>,
+}
+
+impl Node {
+    pub(super) fn new(
+        id: i32,
+        ports: Ports,
+        folder: PathBuf,
+        distribution: &Distribution,
+        archive: ClassArchive,
+        heap_mib: u32,
+    ) -> Self {
+        fs::create_dir_all(folder.join("tmp")).expect("the temp folder can be written");
+        Self {
+            id,
+            ports,
+            folder,
+            distribution: distribution.clone(),
+            archive,
+            heap_mib,
+            program: None,
+        }
+    }
+
+    /// Writes the settings and formats the data folder, with the SCRAM users given as `StorageTool` wants them.
+    pub(super) fn format(&self, cluster_id: &str, settings: &[(String, String)], scram: &[String]) -> Program {
+        let mut text = String::new();
+        for (key, value) in settings {
+            writeln!(text, "{key}={value}").expect("a string takes all");
+        }
+        writeln!(text, "log.dirs={}", self.folder.join("data").display()).expect("a string takes all");
+        fs::write(self.settings(), text).expect("the temp folder can be written");
+        let mut arguments = self.java(&[]);
+        for word in ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c"] {
+            arguments.push(word.to_owned());
+        }
+        arguments.push(self.settings().display().to_string());
+        for user in scram {
+            arguments.extend(["--add-scram".to_owned(), user.clone()]);
+        }
+        Program::start(Path::new("java"), &arguments, &self.folder, &self.log())
+    }
+
+    /// Starts the broker; it must not be running.
+    pub(super) fn start(&mut self) {
+        assert!(!self.running(), "broker {} runs already", self.id);
+        let extra = match &self.archive {
+            ClassArchive::Use(_) => Vec::new(),
+            ClassArchive::Make(path) => vec![format!("-XX:ArchiveClassesAtExit={}", path.display())],
+        };
+        let mut arguments = self.java(&extra);
+        arguments.push("kafka.Kafka".to_owned());
+        arguments.push(self.settings().display().to_string());
+        self.program = Some(Program::start(Path::new("java"), &arguments, &self.folder, &self.log()));
+    }
+
+    pub(super) fn running(&mut self) -> bool {
+        self.program.as_mut().is_some_and(|program| program.ended().is_none())
+    }
+
+    /// Whether it was started and neither killed nor stopped since: if it is not running, it ended by itself.
+    pub(super) fn should_run(&self) -> bool {
+        self.program.is_some()
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub(super) fn kill(&mut self) {
+        if let Some(mut program) = self.program.take() {
+            program.kill();
+        }
+    }
+
+    pub(super) fn signal(&mut self, signal: Signal) {
+        self.program.as_mut().expect("a broker that was started").signal(signal);
+    }
+
+    /// Whether the log says that a port was taken by somebody else.
+    pub(super) fn port_taken(&self) -> bool {
+        fs::read_to_string(self.log()).is_ok_and(|log| log.contains("Address already in use"))
+    }
+
+    /// The end of the log, for a failure's message.
+    pub(super) fn log_tail(&self) -> String {
+        let log = fs::read(self.log()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines
+            .get(lines.len().saturating_sub(40)..)
+            .unwrap_or_default()
+            .join("\n");
+        format!("--- broker {}, end of {}\n{tail}\n", self.id, self.log().display())
+    }
+
+    fn settings(&self) -> PathBuf {
+        self.folder.join("server.properties")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    /// Arguments of a short-lived, small JVM: what counts here is the start.
+    fn java(&self, extra: &[String]) -> Vec<String> {
+        let mut arguments: Vec<String> = [
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-XX:-UsePerfData",
+            "-XX:+ExitOnOutOfMemoryError",
+            "-Xlog:disable",
+            "-Xlog:all=error:stderr",
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=info",
+            "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
+            // Each prints every setting at every start.
+            "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config.AbstractConfig=warn",
+            "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaConfig=warn",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        arguments.push(format!("-Xmx{}m", self.heap_mib));
+        // Native parts of the codecs are unpacked there; a killed broker leaves them behind.
+        arguments.push(format!("-Djava.io.tmpdir={}", self.folder.join("tmp").display()));
+        if let ClassArchive::Use(path) = &self.archive {
+            arguments.push(format!("-XX:SharedArchiveFile={}", path.display()));
+        }
+        arguments.extend_from_slice(extra);
+        arguments.extend(["-cp".to_owned(), self.distribution.class_path()]);
+        arguments
+    }
+}

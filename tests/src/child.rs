@@ -1,0 +1,105 @@
+//! A child process that cannot outlive the test process, however that one ends.
+//!
+//! `setpriv --pdeathsig KILL` asks the kernel for it. The kernel acts when the *thread* that started the child ends, and
+//! every test runs in a thread of its own, so all children are started by one thread that lives as long as the process.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+struct Order {
+    command: Command,
+    answer: SyncSender<io::Result<Child>>,
+}
+
+static STARTER: LazyLock<SyncSender<Order>> = LazyLock::new(|| {
+    let (orders, inbox) = sync_channel::<Order>(16);
+    thread::Builder::new()
+        .name("child-starter".to_owned())
+        .spawn(move || {
+            for mut order in inbox {
+                let started = order.command.spawn();
+                // The caller waits for the answer; if its thread is gone, dropping the receiver's half is all there is.
+                drop(order.answer.send(started));
+            }
+        })
+        .expect("a thread can be started");
+    orders
+});
+
+/// A running program, killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Program {
+    child: Child,
+}
+
+impl Program {
+    /// Starts `program` with `arguments` in `folder`; both output streams are appended to `log`.
+    pub(crate) fn start(program: &Path, arguments: &[String], folder: &Path, log: &Path) -> Self {
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("the log file can be written");
+        let err = out.try_clone().expect("a file handle can be cloned");
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
+        command.current_dir(folder).stdin(Stdio::null()).stdout(out).stderr(err);
+        let (answer, started) = sync_channel(1);
+        STARTER
+            .send(Order { command, answer })
+            .expect("the starter thread lives as long as the process");
+        match started.recv().expect("the starter thread answers every order") {
+            Ok(child) => Self { child },
+            Err(error) => panic!(
+                "cannot start setpriv (it is in Debian's util-linux) for {}: {error}",
+                program.display()
+            ),
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The exit status, once the program has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child
+            .try_wait()
+            .expect("a child of this process can be waited for")
+    }
+
+    /// Sends a signal; a program that has ended already is left alone.
+    pub(crate) fn signal(&mut self, signal: Signal) {
+        if self.ended().is_none() {
+            let id = i32::try_from(self.child.id())
+                .ok()
+                .and_then(Pid::from_raw)
+                .expect("process ids are positive");
+            kill_process(id, signal).expect("a child that was not waited for can be signalled");
+        }
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub(crate) fn kill(&mut self) -> ExitStatus {
+        self.signal(Signal::KILL);
+        self.child.wait().expect("a child of this process can be waited for")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Whether the process with this id exists.
+pub(crate) fn alive(id: u32) -> bool {
+    Path::new("/proc").join(id.to_string()).exists()
+}
