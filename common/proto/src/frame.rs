@@ -122,10 +122,15 @@ impl Entry {
         }
     }
 
+    /// What a batch takes as an entry; see [`Entry::bytes`].
+    pub(crate) fn batch_bytes(batch: &Batch) -> usize {
+        ENTRY_OVERHEAD + batch.len()
+    }
+
     /// Bytes that the entry takes in a frame's raw body, and in every memory budget.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Batch(batch) => ENTRY_OVERHEAD + batch.len(),
+            Self::Batch(batch) => Self::batch_bytes(batch),
             Self::Gap { .. } => GAP_BYTES,
         }
     }

@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod cloud;
+pub mod edge;
 pub mod failure;
 pub mod frame;
 pub mod id;

@@ -98,7 +98,7 @@ pub struct Hello {
     pub max_frame_bytes: u64,
 }
 
-/// Answer to Hello. The mirrors follow as messages of their own.
+/// Answer to Hello.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Welcome {
     /// Protocol version of the session.
@@ -116,6 +116,9 @@ pub struct Welcome {
     /// Release of the gateway, for people.
     #[prost(string, tag = "5")]
     pub software: String,
+    /// Mirrors the link has; one Mirror message for each follows.
+    #[prost(uint32, tag = "6")]
+    pub mirrors: u32,
 }
 
 /// A mirror of the link.
@@ -164,7 +167,7 @@ pub struct Source {
 }
 
 /// A batch at the end of a mirror.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct TailBatch {
     /// First offset.
     #[prost(int64, tag = "1")]

@@ -91,6 +91,7 @@ impl Open {
                 credit_bytes: config.credit_bytes as u64,
                 max_frame_bytes: max_frame_bytes as u64,
                 software: config.software.clone(),
+                mirrors: u32::try_from(config.mirrors.len()).unwrap_or(u32::MAX),
             }),
         );
         let mut open = Self {
@@ -457,9 +458,8 @@ impl Open {
         mirror.phase = Phase::Failed(failure.clone());
         let topic = mirror.settings.topic.clone();
         self.stop_partitions(id);
-        if !told_by_agent {
-            send(out, CloudBody::Failed(Failed::new(id, &failure)));
-        }
+        // Told also to an agent that told us: it takes back the credit of what we held.
+        send(out, CloudBody::Failed(Failed::new(id, &failure)));
         out.push_back(CloudOutput::Event(CloudEvent::MirrorFailed {
             topic,
             failure,

@@ -1,0 +1,898 @@
+//! The site's state machine: sessions come and go, partitions stay.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::partition::{Added, EdgePartition, Fetching, Placement, Recall};
+use super::pool::{Pool, Rate};
+use super::status::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus, EdgeStatus};
+use super::{EdgeConfig, EdgeEvent, EdgeInput, EdgeOutput, SourceTopic, Verdict};
+use crate::failure::{Failure, FailureCode, cut};
+use crate::frame::Frame;
+use crate::id::{MirrorId, Offset, Partition, Term, Time, TopicName};
+use crate::limits::{MAX_CONFIGS, MAX_ENTRIES, MAX_MIRRORS, MAX_PARTITIONS, MAX_TAIL};
+use crate::wire::{
+    Close, CloseCode, CloudBody, EdgeBody, EdgeMessage, Failed, Hello, Mirror, PartitionOffset, Placed, Position,
+    Positions, Source, TailBatch, VERSIONS, Welcome,
+};
+
+/// What the gateway did that the protocol does not allow.
+type Breach = String;
+type Key = (TopicName, Partition);
+
+/// How often the source's high watermarks are told to the gateway.
+const POSITIONS_EVERY: Time = Time::from_secs(1);
+
+#[derive(Debug)]
+enum Session {
+    Down,
+    AwaitWelcome,
+    Open(Open),
+    Closing,
+}
+
+/// A session that has its Welcome.
+#[derive(Debug)]
+struct Open {
+    term: Term,
+    software: String,
+    credit: Pool,
+    max_frame_bytes: usize,
+    /// Mirrors of the Welcome; those of an earlier session that are not among them are dropped once all are told.
+    expected: usize,
+    topics: Vec<TopicName>,
+    positions_due: Time,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Being looked up at the source.
+    Discovering,
+    /// The source topic is there.
+    Ready(SourceTopic),
+    Unavailable(String),
+    Paused,
+    Failed(Failure),
+}
+
+#[derive(Debug)]
+struct EdgeMirror {
+    /// Its number in this session, once told.
+    id: Option<MirrorId>,
+    phase: Phase,
+    topic_id: Option<[u8; 16]>,
+    /// Credit of frames that the gateway holds until it hears that the mirror is FAILED.
+    owed_credit: usize,
+    partitions: Vec<EdgePartition>,
+}
+
+impl EdgeMirror {
+    fn partition(&mut self, partition: Partition) -> Option<&mut EdgePartition> {
+        usize::try_from(partition)
+            .ok()
+            .and_then(|at| self.partitions.get_mut(at))
+    }
+}
+
+/// One site. Calls: [`EdgeLink::handle`] with each input, then [`EdgeLink::poll_output`] until it is empty, and
+/// [`EdgeLink::poll_frame`] whenever the connection takes another frame; [`EdgeInput::Timeout`] at
+/// [`EdgeLink::next_timeout`].
+#[derive(Debug)]
+pub struct EdgeLink {
+    config: EdgeConfig,
+    session: Session,
+    mirrors: BTreeMap<TopicName, EdgeMirror>,
+    window: Pool,
+    rate: Rate,
+    /// Partitions with unsent batches, in turn.
+    ready: VecDeque<Key>,
+    /// Partitions whose fetch is paused for want of room.
+    throttled: BTreeSet<Key>,
+    next_ticket: u64,
+    outputs: VecDeque<EdgeOutput>,
+}
+
+impl EdgeLink {
+    /// A site that has never met its gateway: nothing is fetched before the first position.
+    pub fn new(config: EdgeConfig) -> Self {
+        let window = Pool::new(config.window_bytes);
+        Self {
+            config,
+            session: Session::Down,
+            mirrors: BTreeMap::new(),
+            window,
+            rate: Rate::default(),
+            ready: VecDeque::new(),
+            throttled: BTreeSet::new(),
+            next_ticket: 0,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes an input. `now` never goes back.
+    pub fn handle(&mut self, input: EdgeInput, now: Time) {
+        match input {
+            EdgeInput::Connected { cluster_id } => self.connected(&cluster_id),
+            EdgeInput::Disconnected => self.disconnected(),
+            EdgeInput::Message(message) => self.message(message.body, now),
+            EdgeInput::Source { topic, source } => self.source(&topic, source),
+            EdgeInput::SourceFailed { topic, failure } => self.fail(&topic, failure, false),
+            EdgeInput::TailCompared {
+                topic,
+                partition,
+                ticket,
+                verdict,
+            } => {
+                self.tail_compared(&topic, partition, ticket, verdict);
+            }
+            EdgeInput::Fetched {
+                topic,
+                partition,
+                fetch,
+                batches,
+                high_watermark,
+            } => {
+                self.fetched(&(topic, partition), fetch, batches, high_watermark);
+            }
+            EdgeInput::FetchFailed { topic, fetch, failure } => self.fetch_failed(&topic, fetch, failure),
+            EdgeInput::Breach { reason } => self.close(CloseCode::Protocol, reason),
+            EdgeInput::Shutdown => self.close(CloseCode::Shutdown, "the agent stops"),
+            EdgeInput::Timeout => self.tell_source_positions(now),
+        }
+    }
+
+    /// Next thing to do.
+    pub fn poll_output(&mut self) -> Option<EdgeOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`EdgeInput::Timeout`] is due, and what for.
+    pub fn next_timeout(&self) -> Option<(Time, &'static str)> {
+        if let Session::Open(open) = &self.session {
+            Some((open.positions_due, "tell source positions"))
+        } else {
+            None
+        }
+    }
+
+    /// The next frame to send, chosen now; `None` until more is fetched, confirmed or placed.
+    pub fn poll_frame(&mut self) -> Option<Frame> {
+        let Session::Open(open) = &mut self.session else {
+            return None;
+        };
+        for _ in 0..self.ready.len() {
+            let key = self.ready.pop_front()?;
+            let Some(mirror) = self.mirrors.get_mut(&key.0) else {
+                continue;
+            };
+            let Some(id) = mirror.id else { continue };
+            let Some(partition) = mirror.partition(key.1) else {
+                continue;
+            };
+            let Placement::Placed { run } = partition.placement else {
+                partition.queued = false;
+                continue;
+            };
+            if !may_send(&open.credit, partition, open.max_frame_bytes) {
+                self.ready.push_back(key);
+                continue;
+            }
+            let target = self
+                .rate
+                .frame_target()
+                .min(open.max_frame_bytes)
+                .min(open.credit.free());
+            let entries = partition.next_entries(target);
+            let frame = Frame {
+                mirror: id,
+                run,
+                partition: key.1,
+                entries,
+            };
+            open.credit.take(frame.bytes());
+            partition.validate();
+            partition.queued = partition.has_unsent();
+            if partition.queued {
+                self.ready.push_back(key);
+            }
+            return Some(frame);
+        }
+        None
+    }
+
+    /// What there is to show.
+    pub fn status(&self) -> EdgeStatus {
+        let mut status = EdgeStatus {
+            window_bytes: self.window.used(),
+            mirrors: self.mirrors.iter().map(mirror_status).collect(),
+            ..EdgeStatus::default()
+        };
+        if let Session::Open(open) = &self.session {
+            status.term = Some(open.term);
+            status.gateway_software.clone_from(&open.software);
+            status.credit_bytes = open.credit.used() + open.credit.free();
+            status.in_flight_bytes = open.credit.used();
+        }
+        status
+    }
+
+    /// Whether a session has its Welcome.
+    pub fn is_open(&self) -> bool {
+        matches!(self.session, Session::Open(_))
+    }
+
+    fn send(&mut self, body: EdgeBody) {
+        self.outputs
+            .push_back(EdgeOutput::Send(EdgeMessage { body: Some(body) }));
+    }
+
+    fn connected(&mut self, cluster_id: &str) {
+        self.disconnected();
+        self.session = Session::AwaitWelcome;
+        let hello = Hello {
+            first_version: *VERSIONS.start(),
+            last_version: *VERSIONS.end(),
+            software: self.config.software.clone(),
+            cluster_id: cluster_id.to_owned(),
+            max_frame_bytes: self.config.max_frame_bytes as u64,
+        };
+        self.send(EdgeBody::Hello(hello));
+    }
+
+    fn disconnected(&mut self) {
+        self.session = Session::Down;
+        self.ready.clear();
+        for mirror in self.mirrors.values_mut() {
+            mirror.id = None;
+            mirror.owed_credit = 0;
+            for partition in &mut mirror.partitions {
+                partition.unsend();
+                partition.placement = Placement::None;
+                partition.queued = false;
+                partition.last_run = 0;
+                partition.told_high_watermark = None;
+                partition.validate();
+            }
+        }
+    }
+
+    fn close(&mut self, code: CloseCode, reason: impl Into<String>) {
+        if matches!(self.session, Session::Down | Session::Closing) {
+            return;
+        }
+        let reason = cut(reason.into());
+        self.send(EdgeBody::Close(Close {
+            code: code.number(),
+            reason: reason.clone(),
+        }));
+        self.outputs.push_back(EdgeOutput::Close { code, reason });
+        self.disconnected();
+        self.session = Session::Closing;
+    }
+
+    fn message(&mut self, body: Option<CloudBody>, now: Time) {
+        let done = match (&mut self.session, body) {
+            // What was on its way when we closed, and messages this version does not know.
+            (Session::Down | Session::Closing, _) | (_, None) => Ok(()),
+            (_, Some(CloudBody::Close(close))) => {
+                self.closed(close);
+                Ok(())
+            }
+            (Session::AwaitWelcome, Some(CloudBody::Welcome(welcome))) => self.welcome(welcome, now),
+            (Session::AwaitWelcome, Some(_)) => Err("the first message is not a Welcome".to_owned()),
+            (Session::Open(_), Some(CloudBody::Welcome(_))) => Err("a second Welcome".to_owned()),
+            (Session::Open(open), Some(CloudBody::Mirror(mirror))) => {
+                let told = tell(open, &mirror);
+                told.and_then(|topic| self.mirror(topic, &mirror))
+            }
+            (Session::Open(open), Some(CloudBody::Position(position))) => {
+                let topic = topic_of(open, position.mirror);
+                topic.and_then(|topic| self.position(&topic, position))
+            }
+            (Session::Open(_), Some(CloudBody::Confirm(positions))) => self.confirm(&positions, now),
+            (Session::Open(open), Some(CloudBody::Failed(failed))) => {
+                topic_of(open, failed.mirror).map(|topic| self.fail(&topic, failed.failure(), true))
+            }
+        };
+        if let Err(breach) = done {
+            self.close(CloseCode::Protocol, breach);
+        }
+    }
+
+    fn closed(&mut self, close: Close) {
+        let code = CloseCode::from_number(close.code.into());
+        let reason = cut(close.reason);
+        let event = EdgeEvent::ClosedByGateway {
+            code,
+            reason: reason.clone(),
+        };
+        self.outputs.push_back(EdgeOutput::Event(event));
+        self.outputs.push_back(EdgeOutput::Close {
+            code: CloseCode::Shutdown,
+            reason,
+        });
+        self.disconnected();
+        self.session = Session::Closing;
+    }
+
+    fn welcome(&mut self, welcome: Welcome, now: Time) -> Result<(), Breach> {
+        if !VERSIONS.contains(&welcome.version) {
+            return Err(format!(
+                "the gateway chose version {}, which was not offered",
+                welcome.version
+            ));
+        }
+        let max_frame_bytes = usize::try_from(welcome.max_frame_bytes).unwrap_or(usize::MAX);
+        let credit_bytes = usize::try_from(welcome.credit_bytes).unwrap_or(usize::MAX);
+        let expected = welcome.mirrors as usize;
+        if max_frame_bytes > self.config.max_frame_bytes || credit_bytes < max_frame_bytes || expected > MAX_MIRRORS {
+            return Err(format!(
+                "a Welcome with credit {credit_bytes}, frame {max_frame_bytes}, {expected} mirrors"
+            ));
+        }
+        let software = cut(welcome.software);
+        let event = EdgeEvent::Welcomed {
+            term: Term(welcome.term),
+            software: software.clone(),
+            mirrors: welcome.mirrors,
+        };
+        self.outputs.push_back(EdgeOutput::Event(event));
+        self.session = Session::Open(Open {
+            term: Term(welcome.term),
+            software,
+            credit: Pool::new(credit_bytes),
+            max_frame_bytes,
+            expected,
+            topics: Vec::new(),
+            positions_due: now + POSITIONS_EVERY,
+        });
+        if expected == 0 {
+            self.drop_untold();
+        }
+        Ok(())
+    }
+
+    /// A mirror is told, anew or again.
+    fn mirror(&mut self, topic: TopicName, told: &Mirror) -> Result<(), Breach> {
+        let mirror = self.mirrors.entry(topic.clone()).or_insert_with(|| EdgeMirror {
+            id: None,
+            phase: Phase::Discovering,
+            topic_id: None,
+            owed_credit: 0,
+            partitions: Vec::new(),
+        });
+        if mirror.id.is_some_and(|id| id.0 != told.mirror) {
+            return Err(format!("topic {topic} as mirror {} too", told.mirror));
+        }
+        let first = mirror.id.is_none();
+        mirror.id = Some(MirrorId(told.mirror));
+        let was_paused = matches!(mirror.phase, Phase::Paused);
+        if told.paused {
+            mirror.phase = Phase::Paused;
+            let owed = std::mem::take(&mut mirror.owed_credit);
+            let in_flight = self.drop_partitions(&topic);
+            self.give_back_credit(owed + in_flight);
+            self.outputs.push_back(EdgeOutput::Forget { topic: topic.clone() });
+        } else {
+            // What is known of the topic is told at once; the look-up that follows tells only what changed since.
+            if let Phase::Ready(source) = &mirror.phase {
+                let source = source.clone();
+                self.tell_source(&topic, &Ok(source));
+            } else {
+                mirror.phase = Phase::Discovering;
+            }
+            self.outputs.push_back(EdgeOutput::Discover { topic: topic.clone() });
+        }
+        if was_paused != told.paused {
+            self.outputs.push_back(EdgeOutput::Event(EdgeEvent::MirrorPaused {
+                topic,
+                paused: told.paused,
+            }));
+        }
+        if first
+            && let Session::Open(open) = &self.session
+            && open.topics.len() == open.expected
+        {
+            self.drop_untold();
+        }
+        Ok(())
+    }
+
+    /// All mirrors of the session are told: those of an earlier one that are not among them are the link's no more.
+    fn drop_untold(&mut self) {
+        let gone: Vec<_> = self
+            .mirrors
+            .iter()
+            .filter(|(_, mirror)| mirror.id.is_none())
+            .map(|(topic, _)| topic.clone())
+            .collect();
+        for topic in gone {
+            // Told in an earlier session only: nothing of it is in flight in this one.
+            self.drop_partitions(&topic);
+            self.mirrors.remove(&topic);
+            self.outputs.push_back(EdgeOutput::Forget { topic });
+        }
+    }
+
+    fn source(&mut self, topic: &TopicName, source: Result<SourceTopic, String>) {
+        let Some(mirror) = self.mirrors.get_mut(topic) else {
+            return;
+        };
+        if matches!(mirror.phase, Phase::Paused | Phase::Failed(_)) {
+            return;
+        }
+        if let Ok(found) = &source {
+            if let (Some(old), Some(new)) = (mirror.topic_id, found.topic_id)
+                && old != new
+            {
+                let detail = "the source topic was deleted and created again: its offsets mean other records. Delete the \
+                              mirror topic to mirror the new one from its start";
+                return self.fail(
+                    topic,
+                    Failure::of_topic(FailureCode::SourceTopicIdChanged, detail),
+                    false,
+                );
+            }
+            mirror.topic_id = found.topic_id;
+            for at in mirror.partitions.len()..usize::try_from(found.partitions.min(MAX_PARTITIONS)).unwrap_or(0) {
+                mirror
+                    .partitions
+                    .push(EdgePartition::new(Partition::try_from(at).unwrap_or(Partition::MAX)));
+            }
+        }
+        let changed = match (&mirror.phase, &source) {
+            (Phase::Ready(old), Ok(new)) => old != new,
+            (Phase::Unavailable(old), Err(new)) => old != new,
+            _ => true,
+        };
+        if changed {
+            mirror.phase = match source.clone() {
+                Ok(found) => Phase::Ready(found),
+                Err(problem) => Phase::Unavailable(problem),
+            };
+            self.tell_source(topic, &source);
+        }
+    }
+
+    fn tell_source(&mut self, topic: &TopicName, source: &Result<SourceTopic, String>) {
+        let Some(MirrorId(mirror)) = self.mirrors.get(topic).and_then(|mirror| mirror.id) else {
+            return;
+        };
+        let message = match source {
+            Ok(found) => Source {
+                mirror,
+                partitions: found.partitions,
+                topic_id: found.topic_id.map_or_else(Vec::new, |id| id.to_vec()),
+                configs: found.configs.iter().take(MAX_CONFIGS).cloned().collect(),
+                problem: String::new(),
+            },
+            Err(problem) => Source {
+                mirror,
+                problem: cut(problem.clone()),
+                ..Source::default()
+            },
+        };
+        self.send(EdgeBody::Source(message));
+    }
+
+    fn position(&mut self, topic: &TopicName, position: Position) -> Result<(), Breach> {
+        check_tail(&position)?;
+        let Some(mirror) = self.mirrors.get_mut(topic) else {
+            return Ok(());
+        };
+        if matches!(mirror.phase, Phase::Paused | Phase::Failed(_)) {
+            return Ok(());
+        }
+        let number = position.partition;
+        let Some(partition) = mirror.partition(number) else {
+            return Err(format!(
+                "a position of {topic} partition {number}, which does not exist"
+            ));
+        };
+        let Position {
+            run,
+            next_offset,
+            tail,
+            rewind,
+            ..
+        } = position;
+        if run <= partition.last_run {
+            return Err(format!(
+                "{topic} partition {number}: run {run} after run {}",
+                partition.last_run
+            ));
+        }
+        partition.last_run = run;
+        let in_flight = partition.unsend();
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        partition.placement = Placement::Comparing {
+            run,
+            next_offset,
+            ticket,
+        };
+        let recall = partition.recall(&tail, next_offset);
+        self.give_back_credit(in_flight);
+        if rewind {
+            let event = EdgeEvent::Rewound {
+                topic: topic.clone(),
+                partition: number,
+                next_offset,
+            };
+            self.outputs.push_back(EdgeOutput::Event(event));
+        }
+        match recall {
+            Recall::Agrees => self.place(topic, number, false),
+            Recall::Differs(failure) => self.fail(topic, failure, false),
+            Recall::Unknown => {
+                let (topic, partition) = (topic.clone(), number);
+                self.outputs.push_back(EdgeOutput::CompareTail {
+                    topic,
+                    partition,
+                    ticket,
+                    tail,
+                    next_offset,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn tail_compared(&mut self, topic: &TopicName, partition: Partition, answered: u64, verdict: Verdict) {
+        let placement = self
+            .mirrors
+            .get_mut(topic)
+            .and_then(|mirror| mirror.partition(partition))
+            .map(|at| at.placement);
+        if !matches!(placement, Some(Placement::Comparing { ticket, .. }) if ticket == answered) {
+            return;
+        }
+        match verdict {
+            Verdict::Agrees => self.place(topic, partition, false),
+            Verdict::Unverified => self.place(topic, partition, true),
+            Verdict::Failed(failure) => self.fail(topic, failure, false),
+        }
+    }
+
+    /// The tail agrees: the run begins.
+    fn place(&mut self, topic: &TopicName, number: Partition, unverified: bool) {
+        let Some(mirror) = self.mirrors.get_mut(topic) else {
+            return;
+        };
+        let Some(id) = mirror.id else { return };
+        let Some(partition) = mirror.partition(number) else {
+            return;
+        };
+        let Placement::Comparing { run, next_offset, .. } = partition.placement else {
+            return;
+        };
+        let (dropped, fetch_anew) = partition.place(run, next_offset);
+        partition.unverified = unverified;
+        partition.validate();
+        self.window.give_back(dropped);
+        self.send(EdgeBody::Placed(Placed {
+            mirror: id.0,
+            partition: number,
+            run,
+            unverified,
+        }));
+        if unverified {
+            let event = EdgeEvent::Unverified {
+                topic: topic.clone(),
+                partition: number,
+            };
+            self.outputs.push_back(EdgeOutput::Event(event));
+        }
+        let key = (topic.clone(), number);
+        if fetch_anew {
+            self.fetch(&key);
+        }
+        self.queue(&key);
+        self.unthrottle();
+    }
+
+    fn fetch(&mut self, key: &Key) {
+        self.next_ticket += 1;
+        let fetch = self.next_ticket;
+        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
+            return;
+        };
+        let Some(progress) = partition.progress() else { return };
+        partition.fetching = Fetching::Running { fetch };
+        self.throttled.remove(key);
+        let (topic, partition) = key.clone();
+        self.outputs.push_back(EdgeOutput::Fetch {
+            topic,
+            partition,
+            fetch,
+            offset: progress.fetched,
+        });
+        self.throttle(key);
+    }
+
+    fn fetched(&mut self, key: &Key, fetch: u64, batches: Vec<crate::batch::Batch>, high_watermark: Offset) {
+        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
+            return;
+        };
+        let current = match partition.fetching {
+            Fetching::Running { fetch } | Fetching::Paused { fetch } => Some(fetch),
+            Fetching::Off => None,
+        };
+        if current != Some(fetch) {
+            return;
+        }
+        partition.high_watermark = Some(high_watermark);
+        let Added { bytes, failure } = partition.add(batches);
+        partition.validate();
+        self.window.take(bytes);
+        if let Some(failure) = failure {
+            return self.fail(&key.0, failure, false);
+        }
+        self.queue(key);
+        self.throttle(key);
+    }
+
+    fn fetch_failed(&mut self, topic: &TopicName, fetch: u64, failure: Failure) {
+        let Some(mirror) = self.mirrors.get(topic) else { return };
+        let is_current = |partition: &EdgePartition| match partition.fetching {
+            Fetching::Running { fetch: current } | Fetching::Paused { fetch: current } => current == fetch,
+            Fetching::Off => false,
+        };
+        if mirror.partitions.iter().any(is_current) {
+            self.fail(topic, failure, false);
+        }
+    }
+
+    /// Pauses the partition's fetch where it holds its share of the window.
+    fn throttle(&mut self, key: &Key) {
+        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
+            return;
+        };
+        if let Fetching::Running { fetch } = partition.fetching
+            && !self.window.admits(partition.window_bytes())
+        {
+            partition.fetching = Fetching::Paused { fetch };
+            self.throttled.insert(key.clone());
+            let (topic, partition) = key.clone();
+            self.outputs.push_back(EdgeOutput::PauseFetch { topic, partition });
+        }
+    }
+
+    /// Resumes fetches for which there is room again.
+    fn unthrottle(&mut self) {
+        if self.throttled.is_empty() || self.window.free() == 0 {
+            return;
+        }
+        for key in std::mem::take(&mut self.throttled) {
+            let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
+                continue;
+            };
+            let Fetching::Paused { fetch } = partition.fetching else {
+                continue;
+            };
+            if self.window.admits(partition.window_bytes()) {
+                partition.fetching = Fetching::Running { fetch };
+                let (topic, partition) = key;
+                self.outputs.push_back(EdgeOutput::ResumeFetch { topic, partition });
+            } else {
+                self.throttled.insert(key);
+            }
+        }
+    }
+
+    /// Gives the partition its turn at the link.
+    fn queue(&mut self, key: &Key) {
+        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
+            return;
+        };
+        let placed = matches!(partition.placement, Placement::Placed { .. });
+        if placed && !partition.queued && partition.has_unsent() {
+            partition.queued = true;
+            self.ready.push_back(key.clone());
+        }
+    }
+
+    fn confirm(&mut self, positions: &Positions, now: Time) -> Result<(), Breach> {
+        if positions.entries.len() > MAX_ENTRIES {
+            return Err(format!("{} confirms in one message", positions.entries.len()));
+        }
+        let mut freed_in_all = 0;
+        for entry in &positions.entries {
+            let Session::Open(open) = &self.session else {
+                return Ok(());
+            };
+            let topic = topic_of(open, entry.mirror)?;
+            let Some(partition) = self
+                .mirrors
+                .get_mut(&topic)
+                .and_then(|mirror| mirror.partition(entry.partition))
+            else {
+                return Err(format!(
+                    "a confirm of {topic} partition {}, which does not exist",
+                    entry.partition
+                ));
+            };
+            if partition.placement != (Placement::Placed { run: entry.run }) {
+                continue;
+            }
+            let Some(freed) = partition.confirm(entry.offset) else {
+                return Err(format!(
+                    "{topic} partition {}: offset {} confirmed, but never sent",
+                    entry.partition, entry.offset
+                ));
+            };
+            partition.validate();
+            freed_in_all += freed;
+        }
+        self.window.give_back(freed_in_all);
+        self.give_back_credit(freed_in_all);
+        self.rate.confirmed(freed_in_all, now);
+        self.unthrottle();
+        Ok(())
+    }
+
+    fn give_back_credit(&mut self, bytes: usize) {
+        if let Session::Open(open) = &mut self.session {
+            open.credit.give_back(bytes);
+        }
+    }
+
+    fn fail(&mut self, topic: &TopicName, failure: Failure, told_by_gateway: bool) {
+        let Some(mirror) = self.mirrors.get_mut(topic) else {
+            return;
+        };
+        if told_by_gateway {
+            // Also the gateway's answer to our own word: it has let go of the mirror's frames.
+            let owed = std::mem::take(&mut mirror.owed_credit);
+            self.give_back_credit(owed);
+        }
+        let Some(mirror) = self.mirrors.get_mut(topic) else {
+            return;
+        };
+        if matches!(mirror.phase, Phase::Failed(_) | Phase::Paused) {
+            return;
+        }
+        mirror.phase = Phase::Failed(failure.clone());
+        let id = mirror.id;
+        let in_flight = self.drop_partitions(topic);
+        if told_by_gateway {
+            self.give_back_credit(in_flight);
+        } else if let Some(mirror) = self.mirrors.get_mut(topic) {
+            mirror.owed_credit = in_flight;
+        }
+        if let (Some(id), false) = (id, told_by_gateway) {
+            self.send(EdgeBody::Failed(Failed::new(id, &failure)));
+        }
+        let event = EdgeEvent::MirrorFailed {
+            topic: topic.clone(),
+            failure,
+            told_by_gateway,
+        };
+        self.outputs.push_back(EdgeOutput::Event(event));
+    }
+
+    /// Stops a mirror's partitions and empties their windows; what was shipped stays remembered. Returns the bytes that
+    /// were in flight.
+    fn drop_partitions(&mut self, topic: &TopicName) -> usize {
+        let Some(mirror) = self.mirrors.get_mut(topic) else {
+            return 0;
+        };
+        let (mut window, mut in_flight) = (0, 0);
+        for partition in &mut mirror.partitions {
+            if partition.fetching != Fetching::Off {
+                let (topic, partition) = (topic.clone(), partition.partition());
+                self.outputs.push_back(EdgeOutput::StopFetch { topic, partition });
+            }
+            in_flight += partition.unsend();
+            window += partition.clear();
+        }
+        self.throttled.retain(|key| key.0 != *topic);
+        self.window.give_back(window);
+        self.unthrottle();
+        in_flight
+    }
+
+    fn tell_source_positions(&mut self, now: Time) {
+        let Session::Open(open) = &mut self.session else { return };
+        if now < open.positions_due {
+            return;
+        }
+        open.positions_due = now + POSITIONS_EVERY;
+        let mut entries = Vec::new();
+        for mirror in self.mirrors.values_mut() {
+            let Some(MirrorId(id)) = mirror.id else { continue };
+            for partition in &mut mirror.partitions {
+                if partition.high_watermark == partition.told_high_watermark {
+                    continue;
+                }
+                partition.told_high_watermark = partition.high_watermark;
+                let offset = partition.high_watermark.unwrap_or(0);
+                entries.push(PartitionOffset {
+                    mirror: id,
+                    partition: partition.partition(),
+                    offset,
+                    run: 0,
+                });
+            }
+        }
+        for entries in entries.chunks(MAX_ENTRIES) {
+            self.send(EdgeBody::SourcePositions(Positions {
+                entries: entries.to_vec(),
+            }));
+        }
+    }
+}
+
+/// Whether the partition may send its next batch: its share of the credit, less the reserve of one largest frame that
+/// is kept for partitions with nothing in flight.
+fn may_send(credit: &Pool, partition: &EdgePartition, reserve: usize) -> bool {
+    let (own, next) = (partition.in_flight_bytes(), partition.next_bytes());
+    if own == 0 {
+        next <= credit.free()
+    } else {
+        credit.admits(own) && next + reserve <= credit.free()
+    }
+}
+
+fn tell(open: &mut Open, mirror: &Mirror) -> Result<TopicName, Breach> {
+    let topic = TopicName::new(&mirror.topic).map_err(|error| error.to_string())?;
+    let next = open.topics.len();
+    match open.topics.get(mirror.mirror as usize) {
+        Some(known) if *known == topic => {}
+        Some(known) => return Err(format!("mirror {} is {known} and {topic}", mirror.mirror)),
+        None if mirror.mirror as usize == next && next < MAX_MIRRORS => open.topics.push(topic.clone()),
+        None => return Err(format!("mirror {} after {next} mirrors", mirror.mirror)),
+    }
+    Ok(topic)
+}
+
+fn topic_of(open: &Open, mirror: u32) -> Result<TopicName, Breach> {
+    open.topics
+        .get(mirror as usize)
+        .cloned()
+        .ok_or_else(|| format!("mirror {mirror} was never told"))
+}
+
+/// A tail is bounded, joined, and ends at the position.
+fn check_tail(position: &Position) -> Result<(), Breach> {
+    let Position { tail, next_offset, .. } = position;
+    let joined = tail
+        .windows(2)
+        .all(|pair| matches!(pair, [first, second] if first.last_offset.checked_add(1) == Some(second.base_offset)));
+    let ordered = |batch: &TailBatch| 0 <= batch.base_offset && batch.base_offset <= batch.last_offset;
+    let ends = tail
+        .last()
+        .is_none_or(|last| last.last_offset.checked_add(1) == Some(*next_offset));
+    if *next_offset >= 0 && tail.len() <= MAX_TAIL && joined && ends && tail.iter().all(ordered) {
+        Ok(())
+    } else {
+        Err(format!(
+            "a position at offset {next_offset} with a tail that does not lead there"
+        ))
+    }
+}
+
+fn mirror_status((topic, mirror): (&TopicName, &EdgeMirror)) -> EdgeMirrorStatus {
+    let placed = |partition: &EdgePartition| matches!(partition.placement, Placement::Placed { .. });
+    let state = match &mirror.phase {
+        Phase::Ready(_) if mirror.partitions.iter().all(placed) => EdgeMirrorState::Active,
+        Phase::Ready(_) | Phase::Discovering => EdgeMirrorState::Pending,
+        Phase::Unavailable(reason) => EdgeMirrorState::SourceUnavailable { reason: reason.clone() },
+        Phase::Paused => EdgeMirrorState::Paused,
+        Phase::Failed(failure) => EdgeMirrorState::Failed(failure.clone()),
+    };
+    let partition = |partition: &EdgePartition| EdgePartitionStatus {
+        partition: partition.partition(),
+        source_high_watermark: partition.high_watermark,
+        fetched: partition.progress().map(|progress| progress.fetched),
+        sent: partition.progress().map(|progress| progress.sent),
+        confirmed: partition.progress().map(|progress| progress.confirmed),
+        window_bytes: partition.window_bytes(),
+        placed: placed(partition),
+        unverified: partition.unverified,
+    };
+    EdgeMirrorStatus {
+        topic: topic.clone(),
+        state,
+        partitions: mirror.partitions.iter().map(partition).collect(),
+    }
+}
