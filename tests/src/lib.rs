@@ -9,6 +9,7 @@
 
 pub mod broker;
 mod child;
+pub mod lossy_link;
 mod ports;
 pub mod scratch;
 pub mod wait;
