@@ -10,6 +10,7 @@ pub mod connection;
 pub mod error;
 pub mod fetch;
 pub mod produce;
+pub mod records;
 pub mod settings;
 
 pub use cluster::Cluster;
