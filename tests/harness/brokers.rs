@@ -9,9 +9,7 @@ use tombolo_tests::wait::until;
 #[tokio::test]
 async fn single_broker_starts_and_takes_orders() {
     let cluster = KafkaCluster::start(ClusterSpec::single()).await;
-    cluster
-        .create_topic("orders", 2, 1, &[("max.message.bytes", "2000000")])
-        .await;
+    cluster.create_topic("orders", 2, 1, &[("max.message.bytes", "2000000")]).await;
     cluster.alter_topic("orders", &[("retention.ms", "7777")]).await;
     let configs = cluster.topic_configs("orders").await;
     assert_eq!(configs.get("max.message.bytes").map(String::as_str), Some("2000000"));
@@ -32,11 +30,7 @@ async fn partition_moves_when_its_leader_is_killed() {
     cluster.kill_broker(first);
     let second = until("another broker leads", Duration::from_secs(40), async || {
         let leader = cluster.leader_of("orders", 0).await;
-        if leader == first {
-            Err("the dead one leads")
-        } else {
-            Ok(leader)
-        }
+        if leader == first { Err("the dead one leads") } else { Ok(leader) }
     })
     .await;
     produce(&cluster.client_config(), "orders").await;
@@ -82,9 +76,7 @@ async fn tests_share_two_clusters() {
 }
 
 async fn produce(config: &rdkafka::ClientConfig, topic: &str) {
-    try_produce(config, topic, Duration::from_secs(30))
-        .await
-        .expect("the record is acknowledged");
+    try_produce(config, topic, Duration::from_secs(30)).await.expect("the record is acknowledged");
 }
 
 async fn try_produce(
@@ -96,9 +88,5 @@ async fn try_produce(
     config.set("message.timeout.ms", deadline.as_millis().to_string());
     let producer: FutureProducer = config.create().expect("librdkafka takes the settings");
     let record = FutureRecord::<(), _>::to(topic).payload("value");
-    producer
-        .send(record, deadline)
-        .await
-        .map(|_| ())
-        .map_err(|(error, _)| error)
+    producer.send(record, deadline).await.map(|_| ()).map_err(|(error, _)| error)
 }

@@ -28,34 +28,21 @@ impl Ends {
     async fn up(&self) -> Option<SocketAddr> {
         self.client.send(b"up").await.unwrap();
         let mut buffer = [0; 16];
-        timeout(Duration::from_secs(1), self.gateway.recv_from(&mut buffer))
-            .await
-            .ok()
-            .map(|seen| seen.unwrap().1)
+        timeout(Duration::from_secs(1), self.gateway.recv_from(&mut buffer)).await.ok().map(|seen| seen.unwrap().1)
     }
 
     /// Sends one packet down and says whether it came.
     async fn down(&self, client: SocketAddr) -> bool {
         self.gateway.send_to(b"down", client).await.unwrap();
         let mut buffer = [0; 16];
-        timeout(Duration::from_secs(1), self.client.recv(&mut buffer))
-            .await
-            .is_ok()
+        timeout(Duration::from_secs(1), self.client.recv(&mut buffer)).await.is_ok()
     }
 }
 
 #[tokio::test]
 async fn forwards_both_ways_after_the_delay() {
-    let way = Way {
-        delay: Duration::from_millis(100),
-        ..Way::CLEAN
-    };
-    let ends = Ends::new(Profile {
-        up: way,
-        down: way,
-        seed: 1,
-    })
-    .await;
+    let way = Way { delay: Duration::from_millis(100), ..Way::CLEAN };
+    let ends = Ends::new(Profile { up: way, down: way, seed: 1 }).await;
     let start = Instant::now();
     let client = ends.up().await.expect("the packet arrives");
     assert!(start.elapsed() >= Duration::from_millis(100));
@@ -102,24 +89,14 @@ async fn redirected_link_reaches_the_other_gateway() {
     ends.link.redirect(other.local_addr().unwrap()).await;
     assert_eq!(ends.up().await, None);
     let mut buffer = [0; 16];
-    timeout(Duration::from_secs(1), other.recv(&mut buffer))
-        .await
-        .expect("the other gateway gets it")
-        .unwrap();
+    timeout(Duration::from_secs(1), other.recv(&mut buffer)).await.expect("the other gateway gets it").unwrap();
 }
 
 #[tokio::test]
 async fn loss_duplicates_and_new_settings_show_at_the_far_end() {
     let ends = Ends::new(Profile::CLEAN).await;
-    let bad = Way {
-        loss: 0.2,
-        duplicate: 0.2,
-        ..Way::CLEAN
-    };
-    ends.link.set(Profile {
-        up: bad,
-        ..Profile::CLEAN
-    });
+    let bad = Way { loss: 0.2, duplicate: 0.2, ..Way::CLEAN };
+    ends.link.set(Profile { up: bad, ..Profile::CLEAN });
     let (mut seen, mut packets) = (HashSet::new(), 0_u64);
     let mut buffer = [0; 16];
     for number in 0..1_000_u32 {

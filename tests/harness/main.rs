@@ -4,3 +4,4 @@
 
 mod brokers;
 mod lossy_link;
+mod records;

@@ -42,25 +42,18 @@ pub(crate) struct Program {
 impl Program {
     /// Starts `program` with `arguments` in `folder`; both output streams are appended to `log`.
     pub(crate) fn start(program: &Path, arguments: &[String], folder: &Path, log: &Path) -> Self {
-        let out = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .expect("the log file can be written");
+        let out = File::options().create(true).append(true).open(log).expect("the log file can be written");
         let err = out.try_clone().expect("a file handle can be cloned");
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
         command.current_dir(folder).stdin(Stdio::null()).stdout(out).stderr(err);
         let (answer, started) = sync_channel(1);
-        STARTER
-            .send(Order { command, answer })
-            .expect("the starter thread lives as long as the process");
+        STARTER.send(Order { command, answer }).expect("the starter thread lives as long as the process");
         match started.recv().expect("the starter thread answers every order") {
             Ok(child) => Self { child },
-            Err(error) => panic!(
-                "cannot start setpriv (it is in Debian's util-linux) for {}: {error}",
-                program.display()
-            ),
+            Err(error) => {
+                panic!("cannot start setpriv (it is in Debian's util-linux) for {}: {error}", program.display())
+            }
         }
     }
 
@@ -70,18 +63,13 @@ impl Program {
 
     /// The exit status, once the program has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
-        self.child
-            .try_wait()
-            .expect("a child of this process can be waited for")
+        self.child.try_wait().expect("a child of this process can be waited for")
     }
 
     /// Sends a signal; a program that has ended already is left alone.
     pub(crate) fn signal(&mut self, signal: Signal) {
         if self.ended().is_none() {
-            let id = i32::try_from(self.child.id())
-                .ok()
-                .and_then(Pid::from_raw)
-                .expect("process ids are positive");
+            let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("process ids are positive");
             kill_process(id, signal).expect("a child that was not waited for can be signalled");
         }
     }

@@ -2,14 +2,23 @@
 //! check that two clusters hold the same.
 //!
 //! - [`broker`]: Kafka from Maven, KRaft clusters on loopback ports, and what may happen to them.
+//! - [`process`]: the daemons as processes; [`log_guard`] reads what they logged.
 //! - [`lossy_link`]: a UDP forwarder that delays, loses, reorders, duplicates, goes dark and changes addresses.
+//! - [`producer`]: what a site's applications write.
+//! - [`compare`]: the proof that source and cloud hold the same.
 //!
 //! A harness has nobody to hand an error to: what goes wrong here panics with the evidence (a log's tail, a command's
 //! output). Only [`lossy_link`], which the demo uses too, returns errors.
 
 pub mod broker;
 mod child;
+pub mod compare;
+pub mod log_guard;
 pub mod lossy_link;
 mod ports;
+pub mod process;
+pub mod producer;
 pub mod scratch;
 pub mod wait;
+
+pub use ports::free_port;

@@ -100,18 +100,8 @@ impl LossyLink {
         let mut tasks = JoinSet::new();
         tasks.spawn(clients.serve(inbox));
         tasks.spawn(carry(up_inbox, Arc::clone(&up), Line::new(profile.seed)));
-        tasks.spawn(carry(
-            down_inbox,
-            Arc::clone(&down),
-            Line::new(profile.seed.wrapping_add(1)),
-        ));
-        Ok(Self {
-            address,
-            orders,
-            up,
-            down,
-            _tasks: tasks,
-        })
+        tasks.spawn(carry(down_inbox, Arc::clone(&down), Line::new(profile.seed.wrapping_add(1))));
+        Ok(Self { address, orders, up, down, _tasks: tasks })
     }
 
     /// Where the agent dials.
@@ -153,10 +143,7 @@ impl LossyLink {
     }
 
     pub fn stats(&self) -> Stats {
-        Stats {
-            up: self.up.counters(),
-            down: self.down.counters(),
-        }
+        Stats { up: self.up.counters(), down: self.down.counters() }
     }
 
     async fn order(&self, order: Order) {
@@ -270,11 +257,7 @@ impl Clients {
             self.up.1.overflowed.fetch_add(1, Ordering::Relaxed);
         }
         if let Some(flow) = self.flows.get(&client) {
-            let packet = Packet {
-                bytes: bytes.to_vec(),
-                socket: Arc::clone(&flow.socket),
-                target: None,
-            };
+            let packet = Packet { bytes: bytes.to_vec(), socket: Arc::clone(&flow.socket), target: None };
             self.up.1.offer(&self.up.0, packet);
         }
     }
@@ -282,11 +265,7 @@ impl Clients {
     /// Opens an upstream socket for a client; the oldest client goes where there are too many.
     async fn open(&mut self, client: SocketAddr) -> io::Result<()> {
         if self.flows.len() >= MOST_CLIENTS {
-            let oldest = self
-                .flows
-                .iter()
-                .min_by_key(|(_, flow)| flow.number)
-                .map(|(client, _)| *client);
+            let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.number).map(|(client, _)| *client);
             if let Some(flow) = oldest.and_then(|oldest| self.flows.remove(&oldest)) {
                 flow.receiver.abort();
             }
@@ -295,22 +274,10 @@ impl Clients {
         let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?);
         socket.connect(self.upstream).await?;
         let (packets, direction) = (self.down.0.clone(), Arc::clone(&self.down.1));
-        let receiver = self.receivers.spawn(answer(
-            Arc::clone(&socket),
-            Arc::clone(&self.listener),
-            client,
-            packets,
-            direction,
-        ));
+        let receiver =
+            self.receivers.spawn(answer(Arc::clone(&socket), Arc::clone(&self.listener), client, packets, direction));
         self.opened += 1;
-        self.flows.insert(
-            client,
-            Flow {
-                socket,
-                receiver,
-                number: self.opened,
-            },
-        );
+        self.flows.insert(client, Flow { socket, receiver, number: self.opened });
         Ok(())
     }
 }
@@ -328,14 +295,7 @@ async fn answer(
         // "Connection refused" while the gateway is down: each is told once, so this does not spin.
         if let Ok(length) = socket.recv(&mut buffer).await {
             let bytes = buffer.get(..length).unwrap_or_default().to_vec();
-            direction.offer(
-                &packets,
-                Packet {
-                    bytes,
-                    socket: Arc::clone(&listener),
-                    target: Some(client),
-                },
-            );
+            direction.offer(&packets, Packet { bytes, socket: Arc::clone(&listener), target: Some(client) });
         }
     }
 }
@@ -382,11 +342,7 @@ async fn carry(mut inbox: mpsc::Receiver<Packet>, direction: Arc<Direction>, mut
         direction.reordered.fetch_add(u64::from(held_back), Ordering::Relaxed);
         if let Some(due) = copy {
             direction.duplicated.fetch_add(1, Ordering::Relaxed);
-            let twin = Packet {
-                bytes: packet.bytes.clone(),
-                socket: Arc::clone(&packet.socket),
-                ..packet
-            };
+            let twin = Packet { bytes: packet.bytes.clone(), socket: Arc::clone(&packet.socket), ..packet };
             in_flight.insert((due, number), twin);
             number += 1;
         }
@@ -407,9 +363,7 @@ async fn deliver(direction: &Direction, packet: Packet) {
     match sent {
         Ok(length) => {
             direction.delivered_packets.fetch_add(1, Ordering::Relaxed);
-            direction
-                .delivered_bytes
-                .fetch_add(u64::try_from(length).unwrap_or(u64::MAX), Ordering::Relaxed);
+            direction.delivered_bytes.fetch_add(u64::try_from(length).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         // Nobody listens there, or the old client address is gone: the packet is lost like on any line.
         Err(_) => {

@@ -11,7 +11,7 @@ static HANDED_OUT: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
 
 /// A port that nobody listens on, neither TCP nor UDP, and that was not handed out before by this process. Another
 /// process may still take it first: who binds it must be ready to ask for another.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let mut handed_out = HANDED_OUT.lock().unwrap_or_else(PoisonError::into_inner);
     let handed_out = handed_out.get_or_insert_default();
     for _ in 0..10_000 {

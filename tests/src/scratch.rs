@@ -45,10 +45,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if thread::panicking() {
-            #[expect(
-                clippy::print_stderr,
-                reason = "the one channel that the test runner shows beside a failure"
-            )]
+            #[expect(clippy::print_stderr, reason = "the one channel that the test runner shows beside a failure")]
             {
                 eprintln!("kept for a look: {}", self.path.display());
             }
@@ -63,10 +60,7 @@ fn sweep(root: &Path) {
     let Ok(entries) = fs::read_dir(root) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let owner = name
-            .to_str()
-            .and_then(|name| name.split('-').next())
-            .and_then(|id| id.parse::<u32>().ok());
+        let owner = name.to_str().and_then(|name| name.split('-').next()).and_then(|id| id.parse::<u32>().ok());
         if owner.is_some_and(|id| !alive(id)) {
             drop(fs::remove_dir_all(entry.path()));
         }

@@ -26,11 +26,7 @@ impl KafkaCluster {
         for (key, value) in configs {
             topic = topic.set(key, value);
         }
-        let answers = self
-            .admin
-            .create_topics([&topic], &options())
-            .await
-            .expect("the cluster answers");
+        let answers = self.admin.create_topics([&topic], &options()).await.expect("the cluster answers");
         for answer in answers {
             if let Err((topic, error)) = answer {
                 panic!("cannot create topic {topic}: {error}");
@@ -43,11 +39,7 @@ impl KafkaCluster {
     pub async fn grow_topic(&self, name: &str, partitions: i32) {
         let count = usize::try_from(partitions).expect("a count is positive");
         let order = NewPartitions::new(name, count);
-        let answers = self
-            .admin
-            .create_partitions([&order], &options())
-            .await
-            .expect("the cluster answers");
+        let answers = self.admin.create_partitions([&order], &options()).await.expect("the cluster answers");
         for answer in answers {
             if let Err((topic, error)) = answer {
                 panic!("cannot grow topic {topic}: {error}");
@@ -58,22 +50,14 @@ impl KafkaCluster {
 
     /// Deletes a topic and waits until it is not listed any more.
     pub async fn delete_topic(&self, name: &str) {
-        let answers = self
-            .admin
-            .delete_topics(&[name], &options())
-            .await
-            .expect("the cluster answers");
+        let answers = self.admin.delete_topics(&[name], &options()).await.expect("the cluster answers");
         for answer in answers {
             if let Err((topic, error)) = answer {
                 panic!("cannot delete topic {topic}: {error}");
             }
         }
         until(&format!("topic {name} is gone"), DEADLINE, async || {
-            if self.topics().await.contains_key(name) {
-                Err("still listed")
-            } else {
-                Ok(())
-            }
+            if self.topics().await.contains_key(name) { Err("still listed") } else { Ok(()) }
         })
         .await;
     }
@@ -81,13 +65,8 @@ impl KafkaCluster {
     /// Moves a partition's log start to `before`: the records below it are gone.
     pub async fn delete_records(&self, topic: &str, partition: i32, before: i64) {
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Offset(before))
-            .expect("an offset of a log");
-        let answer = self
-            .admin
-            .delete_records(&list, &options())
-            .await
-            .expect("the cluster answers");
+        list.add_partition_offset(topic, partition, Offset::Offset(before)).expect("an offset of a log");
+        let answer = self.admin.delete_records(&list, &options()).await.expect("the cluster answers");
         for element in answer.elements() {
             if let Err(error) = element.error() {
                 panic!("cannot delete records of {topic}/{partition}: {error}");
@@ -99,20 +78,12 @@ impl KafkaCluster {
     pub async fn alter_topic(&self, name: &str, configs: &[(&str, &str)]) {
         // rdkafka has the old call only, which replaces all configs.
         let mut merged = self.topic_configs(name).await;
-        merged.extend(
-            configs
-                .iter()
-                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned())),
-        );
+        merged.extend(configs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
         let mut order = AlterConfig::new(ResourceSpecifier::Topic(name));
         for (key, value) in &merged {
             order = order.set(key, value);
         }
-        let answers = self
-            .admin
-            .alter_configs([&order], &options())
-            .await
-            .expect("the cluster answers");
+        let answers = self.admin.alter_configs([&order], &options()).await.expect("the cluster answers");
         for answer in answers {
             if let Err((_, error)) = answer {
                 panic!("cannot alter topic {name}: {error}");
@@ -128,11 +99,7 @@ impl KafkaCluster {
     /// The configs that were set on the topic itself.
     pub async fn topic_configs(&self, name: &str) -> BTreeMap<String, String> {
         let resource = ResourceSpecifier::Topic(name);
-        let answers = self
-            .admin
-            .describe_configs([&resource], &options())
-            .await
-            .expect("the cluster answers");
+        let answers = self.admin.describe_configs([&resource], &options()).await.expect("the cluster answers");
         let mut configs = BTreeMap::new();
         for answer in answers {
             let resource = answer.unwrap_or_else(|error| panic!("cannot describe topic {name}: {error}"));
@@ -161,20 +128,9 @@ impl KafkaCluster {
     pub async fn leader_of(&self, topic: &str, partition: i32) -> i32 {
         until(&format!("{topic}/{partition} has a leader"), DEADLINE, async || {
             let metadata = self.metadata(Some(topic)).await.map_err(|error| error.to_string())?;
-            let partitions = metadata
-                .topics()
-                .first()
-                .map(MetadataTopic::partitions)
-                .unwrap_or_default();
-            let seen = partitions
-                .iter()
-                .find(|seen| seen.id() == partition)
-                .map_or(-1, MetadataPartition::leader);
-            if seen >= 0 {
-                Ok(seen)
-            } else {
-                Err("no leader".to_owned())
-            }
+            let partitions = metadata.topics().first().map(MetadataTopic::partitions).unwrap_or_default();
+            let seen = partitions.iter().find(|seen| seen.id() == partition).map_or(-1, MetadataPartition::leader);
+            if seen >= 0 { Ok(seen) } else { Err("no leader".to_owned()) }
         })
         .await
     }
@@ -182,45 +138,23 @@ impl KafkaCluster {
     /// The replicas in sync, as the cluster says.
     pub async fn in_sync_replicas(&self, topic: &str, partition: i32) -> Vec<i32> {
         let metadata = self.metadata(Some(topic)).await.expect("the cluster answers");
-        let partitions = metadata
-            .topics()
-            .first()
-            .map(MetadataTopic::partitions)
-            .unwrap_or_default();
-        partitions
-            .iter()
-            .find(|seen| seen.id() == partition)
-            .map(|seen| seen.isr().to_vec())
-            .unwrap_or_default()
+        let partitions = metadata.topics().first().map(MetadataTopic::partitions).unwrap_or_default();
+        partitions.iter().find(|seen| seen.id() == partition).map(|seen| seen.isr().to_vec()).unwrap_or_default()
     }
 
     /// The brokers that the cluster counts as alive.
     pub async fn brokers(&self) -> Vec<i32> {
         let metadata = self.metadata(None).await;
-        metadata
-            .map(|seen| seen.brokers().iter().map(MetadataBroker::id).collect())
-            .unwrap_or_default()
+        metadata.map(|seen| seen.brokers().iter().map(MetadataBroker::id).collect()).unwrap_or_default()
     }
 
     async fn wait_for_partitions(&self, topic: &str, partitions: i32) {
-        until(
-            &format!("{topic} has {partitions} partitions with leaders"),
-            DEADLINE,
-            async || {
-                let metadata = self.metadata(Some(topic)).await.map_err(|error| error.to_string())?;
-                let seen = metadata
-                    .topics()
-                    .first()
-                    .map(MetadataTopic::partitions)
-                    .unwrap_or_default();
-                let led = seen.iter().filter(|partition| partition.leader() >= 0).count();
-                if i32::try_from(led) == Ok(partitions) {
-                    Ok(())
-                } else {
-                    Err(format!("{led} have"))
-                }
-            },
-        )
+        until(&format!("{topic} has {partitions} partitions with leaders"), DEADLINE, async || {
+            let metadata = self.metadata(Some(topic)).await.map_err(|error| error.to_string())?;
+            let seen = metadata.topics().first().map(MetadataTopic::partitions).unwrap_or_default();
+            let led = seen.iter().filter(|partition| partition.leader() >= 0).count();
+            if i32::try_from(led) == Ok(partitions) { Ok(()) } else { Err(format!("{led} have")) }
+        })
         .await;
     }
 
@@ -234,7 +168,5 @@ impl KafkaCluster {
 }
 
 fn options() -> AdminOptions {
-    AdminOptions::new()
-        .request_timeout(Some(DEADLINE))
-        .operation_timeout(Some(DEADLINE))
+    AdminOptions::new().request_timeout(Some(DEADLINE)).operation_timeout(Some(DEADLINE))
 }

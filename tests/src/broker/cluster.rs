@@ -71,21 +71,12 @@ pub struct ClusterSpec {
 impl ClusterSpec {
     /// One broker, plain text.
     pub fn single() -> Self {
-        Self {
-            brokers: 1,
-            listener: Listener::Plaintext,
-            heap_mib: 384,
-            settings: Vec::new(),
-        }
+        Self { brokers: 1, listener: Listener::Plaintext, heap_mib: 384, settings: Vec::new() }
     }
 
     /// Three brokers, plain text; topics have three replicas and need two in sync unless told otherwise.
     pub fn three() -> Self {
-        Self {
-            brokers: 3,
-            heap_mib: 256,
-            ..Self::single()
-        }
+        Self { brokers: 3, heap_mib: 256, ..Self::single() }
     }
 
     #[must_use]
@@ -122,18 +113,14 @@ pub struct KafkaCluster {
 
 impl fmt::Debug for KafkaCluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KafkaCluster")
-            .field("bootstrap", &self.bootstrap)
-            .finish_non_exhaustive()
+        f.debug_struct("KafkaCluster").field("bootstrap", &self.bootstrap).finish_non_exhaustive()
     }
 }
 
 impl KafkaCluster {
     /// Starts a cluster and waits until every broker serves. Panics with the brokers' last words if they do not.
     pub async fn start(spec: ClusterSpec) -> Self {
-        let distribution = spawn_blocking(Distribution::find)
-            .await
-            .expect("finding Kafka does not panic twice");
+        let distribution = spawn_blocking(Distribution::find).await.expect("finding Kafka does not panic twice");
         make_class_archive(&distribution).await;
         let archive = ClassArchive::Use(distribution.class_archive());
         Self::start_with(&spec, &distribution, &archive).await
@@ -156,11 +143,7 @@ impl KafkaCluster {
         let scratch = Scratch::new("kafka");
         let certificates = (spec.listener != Listener::Plaintext).then(|| Certificates::make(&scratch));
         let ports: Vec<Ports> = (0..spec.brokers)
-            .map(|_| Ports {
-                client: free_port(),
-                internal: free_port(),
-                controller: free_port(),
-            })
+            .map(|_| Ports { client: free_port(), internal: free_port(), controller: free_port() })
             .collect();
         let mut nodes: Vec<Node> = (1..)
             .zip(&ports)
@@ -173,10 +156,7 @@ impl KafkaCluster {
         for node in &mut nodes {
             node.start();
         }
-        let addresses: Vec<String> = ports
-            .iter()
-            .map(|ports| format!("127.0.0.1:{}", ports.client))
-            .collect();
+        let addresses: Vec<String> = ports.iter().map(|ports| format!("127.0.0.1:{}", ports.client)).collect();
         let bootstrap = addresses.join(",");
         let config = settings::client_config(&bootstrap, spec.listener, certificates.as_ref(), Mechanism::ScramSha512);
         let cluster = Self {
@@ -214,12 +194,7 @@ impl KafkaCluster {
 
     /// The same as a client configuration of rdkafka.
     pub fn client_config(&self) -> ClientConfig {
-        settings::client_config(
-            &self.bootstrap,
-            self.listener,
-            self.certificates.as_ref(),
-            Mechanism::ScramSha512,
-        )
+        settings::client_config(&self.bootstrap, self.listener, self.certificates.as_ref(), Mechanism::ScramSha512)
     }
 
     /// SIGKILL: the machine is gone.
@@ -232,11 +207,7 @@ impl KafkaCluster {
         self.with_node(id, |node| node.signal(Signal::TERM));
         let deadline = Instant::now() + START_DEADLINE;
         while self.with_node(id, Node::running) {
-            assert!(
-                Instant::now() < deadline,
-                "broker {id} does not stop\n{}",
-                tails(&self.nodes())
-            );
+            assert!(Instant::now() < deadline, "broker {id} does not stop\n{}", tails(&self.nodes()));
             sleep(Duration::from_millis(50)).await;
         }
         self.with_node(id, Node::kill);
@@ -258,18 +229,11 @@ impl KafkaCluster {
             node.kill();
             node.start();
         });
-        assert!(
-            self.wait_until_serving().await.is_ok(),
-            "another process took a dead broker's port"
-        );
+        assert!(self.wait_until_serving().await.is_ok(), "another process took a dead broker's port");
     }
 
     fn with_node<T>(&self, id: i32, act: impl FnOnce(&mut Node) -> T) -> T {
-        act(self
-            .nodes()
-            .iter_mut()
-            .find(|node| node.id == id)
-            .expect("a cluster's brokers are 1 to 3"))
+        act(self.nodes().iter_mut().find(|node| node.id == id).expect("a cluster's brokers are 1 to 3"))
     }
 
     fn nodes(&self) -> MutexGuard<'_, Vec<Node>> {
@@ -285,12 +249,7 @@ impl KafkaCluster {
                 if node.running() {
                     expected.push((node.id, node.ports.client));
                 } else if node.should_run() {
-                    assert!(
-                        node.port_taken(),
-                        "broker {} ended by itself\n{}",
-                        node.id,
-                        node.log_tail()
-                    );
+                    assert!(node.port_taken(), "broker {} ended by itself\n{}", node.id, node.log_tail());
                     return Err(PortTaken);
                 }
             }
@@ -300,11 +259,7 @@ impl KafkaCluster {
                     return Ok(());
                 }
             }
-            assert!(
-                Instant::now() < deadline,
-                "no service within {START_DEADLINE:?}\n{}",
-                tails(&self.nodes())
-            );
+            assert!(Instant::now() < deadline, "no service within {START_DEADLINE:?}\n{}", tails(&self.nodes()));
             sleep(Duration::from_millis(20)).await;
         }
     }
@@ -319,13 +274,7 @@ async fn format(spec: &ClusterSpec, nodes: &[Node], ports: &[Ports], certificate
     let scram = settings::scram_users(spec.listener);
     let mut running: Vec<Program> = nodes
         .iter()
-        .map(|node| {
-            node.format(
-                &cluster_id,
-                &settings::broker(spec, node.id, ports, certificates),
-                &scram,
-            )
-        })
+        .map(|node| node.format(&cluster_id, &settings::broker(spec, node.id, ports, certificates), &scram))
         .collect();
     let deadline = Instant::now() + START_DEADLINE;
     while !running.is_empty() {
@@ -336,11 +285,7 @@ async fn format(spec: &ClusterSpec, nodes: &[Node], ports: &[Ports], certificate
             }
             None => true,
         });
-        assert!(
-            Instant::now() < deadline,
-            "no data folder within {START_DEADLINE:?}\n{}",
-            tails(nodes)
-        );
+        assert!(Instant::now() < deadline, "no data folder within {START_DEADLINE:?}\n{}", tails(nodes));
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -353,9 +298,7 @@ async fn make_class_archive(distribution: &Distribution) {
         return;
     }
     let locked = distribution.clone();
-    let _lock = spawn_blocking(move || locked.lock())
-        .await
-        .expect("locking the cache does not panic twice");
+    let _lock = spawn_blocking(move || locked.lock()).await.expect("locking the cache does not panic twice");
     if archive.exists() {
         return;
     }
@@ -364,22 +307,14 @@ async fn make_class_archive(distribution: &Distribution) {
     let make = ClassArchive::Make(partial.clone());
     let cluster = KafkaCluster::start_with(&spec, distribution, &make).await;
     cluster.stop_broker(1).await;
-    fs::rename(&partial, &archive).unwrap_or_else(|error| {
-        panic!(
-            "java wrote no {}: {error}\n{}",
-            partial.display(),
-            tails(&cluster.nodes())
-        )
-    });
+    fs::rename(&partial, &archive)
+        .unwrap_or_else(|error| panic!("java wrote no {}: {error}\n{}", partial.display(), tails(&cluster.nodes())));
 }
 
 async fn listening(brokers: &[(i32, u16)]) -> bool {
     let mut dials = JoinSet::new();
     for (_, port) in brokers {
-        dials.spawn(timeout(
-            Duration::from_secs(1),
-            TcpStream::connect((Ipv4Addr::LOCALHOST, *port)),
-        ));
+        dials.spawn(timeout(Duration::from_secs(1), TcpStream::connect((Ipv4Addr::LOCALHOST, *port))));
     }
     dials.join_all().await.iter().all(|dial| matches!(dial, Ok(Ok(_))))
 }

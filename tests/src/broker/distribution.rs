@@ -31,10 +31,7 @@ impl Distribution {
         let cache = cache_folder();
         fs::create_dir_all(&cache)
             .unwrap_or_else(|error| panic!("cannot make the cache folder {}: {error}", cache.display()));
-        let found = Self {
-            folder: cache.join(format!("kafka-{version}")),
-            version,
-        };
+        let found = Self { folder: cache.join(format!("kafka-{version}")), version };
         if !found.folder.exists() {
             let _lock = found.lock();
             if !found.folder.exists() {
@@ -50,10 +47,7 @@ impl Distribution {
     pub(super) fn class_path(&self) -> String {
         let folder = self.folder.join("libs");
         let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
-        let mut jars: Vec<String> = entries
-            .flatten()
-            .map(|entry| entry.path().display().to_string())
-            .collect();
+        let mut jars: Vec<String> = entries.flatten().map(|entry| entry.path().display().to_string()).collect();
         jars.sort();
         jars.join(":")
     }
@@ -68,8 +62,7 @@ impl Distribution {
         let path = self.folder.with_file_name(format!("kafka-{}.lock", self.version));
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
-        file.lock()
-            .unwrap_or_else(|error| panic!("cannot lock {}: {error}", path.display()));
+        file.lock().unwrap_or_else(|error| panic!("cannot lock {}: {error}", path.display()));
         CacheLock { _file: file }
     }
 
@@ -103,9 +96,7 @@ impl Distribution {
 /// The version that the pom pins: written there, once.
 fn pinned_version() -> &'static str {
     let (_, rest) = POM.split_once("<kafka.version>").expect("the pom pins a version");
-    rest.split_once("</kafka.version>")
-        .expect("the pom closes its elements")
-        .0
+    rest.split_once("</kafka.version>").expect("the pom closes its elements").0
 }
 
 fn cache_folder() -> PathBuf {

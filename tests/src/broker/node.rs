@@ -48,15 +48,7 @@ impl Node {
         heap_mib: u32,
     ) -> Self {
         fs::create_dir_all(folder.join("tmp")).expect("the temp folder can be written");
-        Self {
-            id,
-            ports,
-            folder,
-            distribution: distribution.clone(),
-            archive,
-            heap_mib,
-            program: None,
-        }
+        Self { id, ports, folder, distribution: distribution.clone(), archive, heap_mib, program: None }
     }
 
     /// Writes the settings and formats the data folder, with the SCRAM users given as `StorageTool` wants them.
@@ -121,10 +113,7 @@ impl Node {
         let log = fs::read(self.log()).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
-        let tail = lines
-            .get(lines.len().saturating_sub(40)..)
-            .unwrap_or_default()
-            .join("\n");
+        let tail = lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n");
         format!("--- broker {}, end of {}\n{tail}\n", self.id, self.log().display())
     }
 

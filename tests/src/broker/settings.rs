@@ -30,47 +30,28 @@ pub(super) fn broker(
     ports: &[Ports],
     certificates: Option<&Certificates>,
 ) -> Vec<(String, String)> {
-    let own = (1..)
-        .zip(ports)
-        .find(|(other, _)| *other == id)
-        .map(|(_, ports)| *ports)
-        .expect("ids count from 1");
-    let voters: Vec<String> = (1..)
-        .zip(ports)
-        .map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controller))
-        .collect();
+    let own = (1..).zip(ports).find(|(other, _)| *other == id).map(|(_, ports)| *ports).expect("ids count from 1");
+    let voters: Vec<String> =
+        (1..).zip(ports).map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controller)).collect();
     let protocol = protocol(spec.listener);
     let replicas = spec.brokers.to_string();
     let in_sync = if spec.brokers == 1 { "1" } else { "2" };
-    let client = format!(
-        "CLIENT://127.0.0.1:{},INTERNAL://127.0.0.1:{}",
-        own.client, own.internal
-    );
+    let client = format!("CLIENT://127.0.0.1:{},INTERNAL://127.0.0.1:{}", own.client, own.internal);
 
     let mut settings: Vec<(String, String)> = Vec::new();
     let mut set = |key: &str, value: &str| settings.push((key.to_owned(), value.to_owned()));
     set("process.roles", "broker,controller");
     set("node.id", &id.to_string());
     set("controller.quorum.voters", &voters.join(","));
-    set(
-        "listeners",
-        &format!("{client},CONTROLLER://127.0.0.1:{}", own.controller),
-    );
+    set("listeners", &format!("{client},CONTROLLER://127.0.0.1:{}", own.controller));
     set("advertised.listeners", &client);
-    set(
-        "listener.security.protocol.map",
-        &format!("CLIENT:{protocol},INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT"),
-    );
+    set("listener.security.protocol.map", &format!("CLIENT:{protocol},INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT"));
     set("inter.broker.listener.name", "INTERNAL");
     set("controller.listener.names", "CONTROLLER");
 
     set("default.replication.factor", &replicas);
     set("min.insync.replicas", in_sync);
-    for topic in [
-        "offsets.topic",
-        "transaction.state.log",
-        "share.coordinator.state.topic",
-    ] {
+    for topic in ["offsets.topic", "transaction.state.log", "share.coordinator.state.topic"] {
         set(&format!("{topic}.replication.factor"), &replicas);
         set(&format!("{topic}.num.partitions"), "1");
     }
@@ -103,15 +84,9 @@ pub(super) fn broker(
 fn security(listener: Listener, certificates: &Certificates) -> Vec<(String, String)> {
     let mut settings = vec![
         ("ssl.keystore.type".to_owned(), "PEM".to_owned()),
-        (
-            "ssl.keystore.location".to_owned(),
-            certificates.broker_key_store.display().to_string(),
-        ),
+        ("ssl.keystore.location".to_owned(), certificates.broker_key_store.display().to_string()),
         ("ssl.truststore.type".to_owned(), "PEM".to_owned()),
-        (
-            "ssl.truststore.location".to_owned(),
-            certificates.ca.display().to_string(),
-        ),
+        ("ssl.truststore.location".to_owned(), certificates.ca.display().to_string()),
     ];
     match listener {
         Listener::Plaintext => {}
@@ -150,10 +125,7 @@ pub(super) fn properties(
         match listener {
             Listener::Plaintext => {}
             Listener::Ssl => {
-                set(
-                    "ssl.certificate.location",
-                    certificates.client_certificate.display().to_string(),
-                );
+                set("ssl.certificate.location", certificates.client_certificate.display().to_string());
                 set("ssl.key.location", certificates.client_key.display().to_string());
             }
             Listener::SaslSsl => {
@@ -175,9 +147,7 @@ pub(super) fn client_config(
 ) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.extend(properties(bootstrap, listener, certificates, mechanism));
-    config
-        .set("reconnect.backoff.ms", "20")
-        .set("reconnect.backoff.max.ms", "200");
+    config.set("reconnect.backoff.ms", "20").set("reconnect.backoff.max.ms", "200");
     config
 }
 

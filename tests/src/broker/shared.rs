@@ -19,10 +19,8 @@ pub struct Pair {
 pub async fn shared_pair() -> &'static Pair {
     static PAIR: OnceCell<Pair> = OnceCell::const_new();
     PAIR.get_or_init(async || {
-        let (source, cloud) = tokio::join!(
-            KafkaCluster::start(ClusterSpec::single()),
-            KafkaCluster::start(ClusterSpec::single())
-        );
+        let (source, cloud) =
+            tokio::join!(KafkaCluster::start(ClusterSpec::single()), KafkaCluster::start(ClusterSpec::single()));
         Pair { source, cloud }
     })
     .await

@@ -34,12 +34,7 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn new(seed: u64) -> Self {
-        Self {
-            random: StdRng::seed_from_u64(seed),
-            busy_until: None,
-            last_arrival: None,
-            in_burst: false,
-        }
+        Self { random: StdRng::seed_from_u64(seed), busy_until: None, last_arrival: None, in_burst: false }
     }
 
     pub(super) fn fate(&mut self, now: Instant, length: usize, way: &Way) -> Fate {
@@ -87,11 +82,7 @@ impl Line {
             return false;
         }
         let length = way.loss_burst.max(1.0);
-        let chance = if self.in_burst {
-            1.0 - 1.0 / length
-        } else {
-            way.loss / (length * (1.0 - way.loss))
-        };
+        let chance = if self.in_burst { 1.0 - 1.0 / length } else { way.loss / (length * (1.0 - way.loss)) };
         // A burst of mean length 1 ends with its packet, and the next may begin at once with the plain chance.
         let chance = if length <= 1.0 { way.loss } else { chance };
         self.in_burst = self.hits(chance);
@@ -116,18 +107,12 @@ mod tests {
     fn fates(way: &Way, packets: usize, every: Duration) -> Vec<Fate> {
         let mut line = Line::new(7);
         let start = Instant::now();
-        (0..packets)
-            .map(|i| line.fate(start + every * u32::try_from(i).unwrap(), 1_200, way))
-            .collect()
+        (0..packets).map(|i| line.fate(start + every * u32::try_from(i).unwrap(), 1_200, way)).collect()
     }
 
     fn dues(fates: &[Fate]) -> Vec<Instant> {
         let due = |fate: &Fate| {
-            if let Fate::Arrives { due, .. } = fate {
-                Some(*due)
-            } else {
-                None
-            }
+            if let Fate::Arrives { due, .. } = fate { Some(*due) } else { None }
         };
         fates.iter().filter_map(due).collect()
     }
@@ -135,20 +120,9 @@ mod tests {
     #[test]
     fn loses_the_share_in_bursts_of_the_mean_length() {
         for (loss, loss_burst) in [(0.01, 2.0), (0.02, 3.0), (0.1, 1.0)] {
-            let fates = fates(
-                &Way {
-                    loss,
-                    loss_burst,
-                    ..Way::CLEAN
-                },
-                200_000,
-                Duration::ZERO,
-            );
+            let fates = fates(&Way { loss, loss_burst, ..Way::CLEAN }, 200_000, Duration::ZERO);
             let lost = fates.iter().filter(|fate| **fate == Fate::Lost).count();
-            let bursts = fates
-                .windows(2)
-                .filter(|pair| pair[0] != Fate::Lost && pair[1] == Fate::Lost)
-                .count();
+            let bursts = fates.windows(2).filter(|pair| pair[0] != Fate::Lost && pair[1] == Fate::Lost).count();
             let share = precise(lost as u64) / 200_000.0;
             let length = precise(lost as u64) / precise(bursts as u64);
             assert!((share / loss - 1.0).abs() < 0.1, "{share} of {loss}");
@@ -159,74 +133,37 @@ mod tests {
     #[test]
     fn keeps_the_rate_and_drops_what_the_queue_cannot_hold() {
         // 1.2 kB a millisecond offered, a tenth of it carried: 960 kbit/s.
-        let way = Way {
-            rate: Some(960_000),
-            queue_bytes: 12_000,
-            ..Way::CLEAN
-        };
+        let way = Way { rate: Some(960_000), queue_bytes: 12_000, ..Way::CLEAN };
         let fates = fates(&way, 10_000, Duration::from_millis(1));
         let arrived = dues(&fates);
         let seconds = arrived.last().unwrap().duration_since(arrived[0]).as_secs_f64();
         let rate = precise(arrived.len() as u64 - 1) * 1_200.0 * 8.0 / seconds;
         assert!((rate / 960_000.0 - 1.0).abs() < 0.02, "{rate}");
-        assert_eq!(
-            fates.iter().filter(|fate| **fate == Fate::Overflowed).count(),
-            10_000 - arrived.len()
-        );
+        assert_eq!(fates.iter().filter(|fate| **fate == Fate::Overflowed).count(), 10_000 - arrived.len());
     }
 
     #[test]
     fn jitter_keeps_the_order_and_reordering_breaks_it() {
-        let way = Way {
-            delay: Duration::from_millis(30),
-            jitter: Duration::from_millis(20),
-            ..Way::CLEAN
-        };
+        let way = Way { delay: Duration::from_millis(30), jitter: Duration::from_millis(20), ..Way::CLEAN };
         let calm = dues(&fates(&way, 1_000, Duration::from_millis(1)));
         assert!(calm.is_sorted());
-        let wild = fates(
-            &Way {
-                reorder: 0.1,
-                reorder_by: Duration::from_millis(50),
-                ..way
-            },
-            1_000,
-            Duration::from_millis(1),
-        );
+        let wild =
+            fates(&Way { reorder: 0.1, reorder_by: Duration::from_millis(50), ..way }, 1_000, Duration::from_millis(1));
         assert!(!dues(&wild).is_sorted());
-        let held_back = wild
-            .iter()
-            .filter(|fate| matches!(fate, Fate::Arrives { held_back: true, .. }))
-            .count();
+        let held_back = wild.iter().filter(|fate| matches!(fate, Fate::Arrives { held_back: true, .. })).count();
         assert!((50..200).contains(&held_back), "{held_back}");
     }
 
     #[test]
     fn duplicates_the_share() {
-        let twice = fates(
-            &Way {
-                duplicate: 0.05,
-                ..Way::CLEAN
-            },
-            10_000,
-            Duration::ZERO,
-        );
-        let copies = twice
-            .iter()
-            .filter(|fate| matches!(fate, Fate::Arrives { copy: Some(_), .. }))
-            .count();
+        let twice = fates(&Way { duplicate: 0.05, ..Way::CLEAN }, 10_000, Duration::ZERO);
+        let copies = twice.iter().filter(|fate| matches!(fate, Fate::Arrives { copy: Some(_), .. })).count();
         assert!((400..600).contains(&copies), "{copies}");
     }
 
     #[test]
     fn same_seed_gives_the_same_fates() {
-        let way = Way {
-            loss: 0.1,
-            loss_burst: 2.0,
-            duplicate: 0.1,
-            reorder: 0.1,
-            ..Way::CLEAN
-        };
+        let way = Way { loss: 0.1, loss_burst: 2.0, duplicate: 0.1, reorder: 0.1, ..Way::CLEAN };
         let (start, mut one, mut two) = (Instant::now(), Line::new(3), Line::new(3));
         for _ in 0..1_000 {
             assert_eq!(one.fate(start, 100, &way), two.fate(start, 100, &way));

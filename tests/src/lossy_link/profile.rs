@@ -53,11 +53,7 @@ impl Way {
 
 impl Profile {
     /// Nothing happens to a packet.
-    pub const CLEAN: Self = Self {
-        up: Way::CLEAN,
-        down: Way::CLEAN,
-        seed: 1,
-    };
+    pub const CLEAN: Self = Self { up: Way::CLEAN, down: Way::CLEAN, seed: 1 };
 
     /// A geostationary satellite: 600 ms round trip, `rate` bits per second up and half a megabit down, queues of
     /// 600 ms, `loss` in bursts of two packets.
@@ -71,10 +67,6 @@ impl Profile {
             queue_bytes: rate * 6 / 10 / 8,
             ..Way::CLEAN
         };
-        Self {
-            up: way(rate),
-            down: way(500_000),
-            seed: 1,
-        }
+        Self { up: way(rate), down: way(500_000), seed: 1 }
     }
 }

@@ -1,0 +1,121 @@
+//! The second opinion on two clusters: rdkafka reads both and every record must be the same.
+//!
+//! It shares no code with the product: what the raw compare of `tombolo-kafka` says is checked by a client that decodes.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use tokio::task::spawn_blocking;
+
+use crate::broker::KafkaCluster;
+
+/// One read of a partition's next record; a broker that fails over is waited for.
+const READ_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Reads the topics of both clusters from first to last offset and panics at the first difference in log start, log end,
+/// offset, key, value, headers or timestamp. Nobody may write meanwhile. Returns how many records were equal.
+pub async fn consumer_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str]) -> u64 {
+    let mut partitions = Vec::new();
+    for topic in topics {
+        let counts = (source.topics().await.get(*topic).copied(), cloud.topics().await.get(*topic).copied());
+        let (Some(count), Some(mirrored)) = counts else { panic!("{topic} is not on both clusters: {counts:?}") };
+        assert_eq!(count, mirrored, "{topic} has another number of partitions in the cloud");
+        partitions.extend((0..count).map(|partition| ((*topic).to_owned(), partition)));
+    }
+    let (source, cloud) = (source.client_config(), cloud.client_config());
+    let compared = spawn_blocking(move || {
+        let (source, cloud) = (Reader::new(source), Reader::new(cloud));
+        partitions.iter().map(|(topic, partition)| compare(&source, &cloud, topic, *partition)).sum()
+    });
+    match compared.await {
+        Ok(records) => records,
+        Err(failure) => std::panic::resume_unwind(failure.into_panic()),
+    }
+}
+
+fn compare(source: &Reader, cloud: &Reader, topic: &str, partition: i32) -> u64 {
+    let range = source.open(topic, partition);
+    assert_eq!(range, cloud.open(topic, partition), "{topic}/{partition}: first and next offset differ");
+    let mut records = 0;
+    loop {
+        match (source.next(), cloud.next()) {
+            (None, None) => return records,
+            (Some(ours), Some(theirs)) => {
+                let (ours, theirs) = (Record::of(&ours), Record::of(&theirs));
+                assert_eq!(ours, theirs, "{topic}/{partition}: records differ");
+                records += 1;
+            }
+            (ours, theirs) => {
+                let offset = |record: Option<BorrowedMessage<'_>>| record.map(|record| record.offset());
+                panic!("{topic}/{partition}: one log ends early: {:?}, {:?}", offset(ours), offset(theirs));
+            }
+        }
+    }
+}
+
+/// What a consumer sees of a record.
+#[derive(Debug, PartialEq, Eq)]
+struct Record<'a> {
+    offset: i64,
+    key: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
+    headers: Vec<(&'a str, Option<&'a [u8]>)>,
+    timestamp: rdkafka::Timestamp,
+}
+
+impl<'a> Record<'a> {
+    fn of(message: &'a BorrowedMessage<'_>) -> Self {
+        let headers = message.headers().into_iter().flat_map(Headers::iter);
+        Self {
+            offset: message.offset(),
+            key: message.key(),
+            value: message.payload(),
+            headers: headers.map(|header| (header.key, header.value)).collect(),
+            timestamp: message.timestamp(),
+        }
+    }
+}
+
+/// A consumer of one partition at a time.
+struct Reader(BaseConsumer);
+
+impl Reader {
+    fn new(mut config: ClientConfig) -> Self {
+        config
+            .set("group.id", "tombolo-tests-compare")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("check.crcs", "true")
+            .set("fetch.wait.max.ms", "10")
+            .set("queued.max.messages.kbytes", "32768");
+        Self(config.create().expect("librdkafka takes the consumer's settings"))
+    }
+
+    /// Starts to read a partition; its first and next offset.
+    fn open(&self, topic: &str, partition: i32) -> (i64, i64) {
+        let range = self.0.fetch_watermarks(topic, partition, READ_DEADLINE);
+        let range = range.unwrap_or_else(|error| panic!("{topic}/{partition}: {error}"));
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Beginning).expect("an offset to begin with");
+        self.0.assign(&list).expect("a partition can be assigned");
+        range
+    }
+
+    /// The next record; `None` at the end.
+    fn next(&self) -> Option<BorrowedMessage<'_>> {
+        let start = Instant::now();
+        while start.elapsed() < READ_DEADLINE {
+            match self.0.poll(Duration::from_millis(200)) {
+                Some(Ok(message)) => return Some(message),
+                Some(Err(KafkaError::PartitionEOF(_))) => return None,
+                // Reports of lost connections: librdkafka dials again by itself.
+                Some(Err(KafkaError::MessageConsumption(_) | KafkaError::Global(_))) | None => {}
+                Some(Err(error)) => panic!("cannot read: {error}"),
+            }
+        }
+        panic!("no record and no end within {READ_DEADLINE:?}");
+    }
+}
