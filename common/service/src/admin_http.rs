@@ -95,11 +95,7 @@ impl AdminHttp {
         let thread = std::thread::Builder::new()
             .name("admin-http".to_owned())
             .spawn(move || runtime.block_on(run(listener, sources, stopped)))?;
-        Ok(Self {
-            address,
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Self { address, stop, thread: Some(thread) })
     }
 }
 

@@ -42,10 +42,7 @@ pub enum LoggingError {
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self {
-            format: LogFormat::Text,
-            level: "info".to_owned(),
-        }
+        Self { format: LogFormat::Text, level: "info".to_owned() }
     }
 }
 
@@ -86,20 +83,14 @@ mod tests {
     #[test]
     fn reads_levels_per_target() {
         for level in ["info", "warn,tombolo_agent=debug", "off", ""] {
-            let settings = LogSettings {
-                level: level.to_owned(),
-                ..LogSettings::default()
-            };
+            let settings = LogSettings { level: level.to_owned(), ..LogSettings::default() };
             assert!(settings.check().is_ok(), "{level}");
         }
     }
 
     #[test]
     fn names_the_key_of_a_bad_level() {
-        let settings = LogSettings {
-            level: "tombolo=loud".to_owned(),
-            ..LogSettings::default()
-        };
+        let settings = LogSettings { level: "tombolo=loud".to_owned(), ..LogSettings::default() };
         let error = settings.check().unwrap_err();
         assert_eq!(error.key(), Some("log.level"));
         assert!(error.to_string().contains("tombolo=loud"), "{error}");
@@ -110,9 +101,6 @@ mod tests {
         let settings: LogSettings = crate::settings::parse("format = \"json\"").unwrap();
         assert_eq!(settings.format, LogFormat::Json);
         assert_eq!(settings.level, "info");
-        assert_eq!(
-            crate::settings::parse::<LogSettings>("").unwrap(),
-            LogSettings::default()
-        );
+        assert_eq!(crate::settings::parse::<LogSettings>("").unwrap(), LogSettings::default());
     }
 }

@@ -10,9 +10,8 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use thiserror::Error;
 
 /// Upper bounds for histograms named `*_seconds`: from a broker on the same machine to a link that was dark for an hour.
-const SECONDS_BUCKETS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0,
-];
+const SECONDS_BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0];
 
 /// Reads what the process recorded. Clones read the same.
 #[derive(Clone, Debug)]
@@ -95,11 +94,7 @@ mod tests {
     #[test]
     fn renders_what_was_recorded_and_described() {
         let metrics = install().unwrap();
-        describe(&[Description {
-            kind: Kind::Counter,
-            name: "tombolo_test_total",
-            help: "Only a test",
-        }]);
+        describe(&[Description { kind: Kind::Counter, name: "tombolo_test_total", help: "Only a test" }]);
         metrics::counter!("tombolo_test_total", "topic" => "a").increment(3);
         metrics::histogram!("tombolo_test_seconds").record(0.2);
         build_info("tombolo-test", "1.2.3");

@@ -5,6 +5,7 @@
 //! All of it happens before a port is bound, and a failure is answered with [`EXIT_CONFIG`].
 
 mod error;
+mod example;
 mod properties;
 mod units;
 
@@ -13,6 +14,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 pub use error::SettingsError;
+pub use example::undocumented_keys;
 pub use properties::Properties;
 pub use units::{ByteSize, Span, UnitError};
 
@@ -43,10 +45,7 @@ fn read_bounded(path: &Path, limit: u64) -> std::io::Result<String> {
     let mut text = String::new();
     let read = std::fs::File::open(path)?.take(limit + 1).read_to_string(&mut text)?;
     if read as u64 > limit {
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::FileTooLarge,
-            format!("longer than {limit} bytes"),
-        ));
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("longer than {limit} bytes")));
     }
     Ok(text)
 }

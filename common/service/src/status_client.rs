@@ -89,10 +89,7 @@ pub fn print(document: &Value, output: Output, table: impl FnOnce(&Value) -> Str
 /// Columns aligned by spaces, as an operator pipes them on.
 pub fn table<C: Into<String>>(head: &[&str], rows: impl IntoIterator<Item = Vec<C>>) -> String {
     let mut table = Table::new();
-    table
-        .load_style(NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(head.iter().copied());
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(head.iter().copied());
     for row in rows {
         table.add_row(row.into_iter().map(Into::into).collect::<Vec<String>>());
     }
@@ -102,17 +99,11 @@ pub fn table<C: Into<String>>(head: &[&str], rows: impl IntoIterator<Item = Vec<
 /// HTTP/1.0: one request, one answer, end of connection, and no transfer coding to undo.
 async fn exchange(address: SocketAddr) -> Result<Value, StatusError> {
     let broken = |source| StatusError::Broken { address, source };
-    let mut stream = TcpStream::connect(address)
-        .await
-        .map_err(|source| StatusError::Connect { address, source })?;
+    let mut stream = TcpStream::connect(address).await.map_err(|source| StatusError::Connect { address, source })?;
     let request = format!("GET /status HTTP/1.0\r\nHost: {address}\r\nAccept: application/json\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(broken)?;
     let mut answer = Vec::new();
-    stream
-        .take(MAX_ANSWER_BYTES + 1)
-        .read_to_end(&mut answer)
-        .await
-        .map_err(broken)?;
+    stream.take(MAX_ANSWER_BYTES + 1).read_to_end(&mut answer).await.map_err(broken)?;
     if answer.len() as u64 > MAX_ANSWER_BYTES {
         return Err(StatusError::TooLong { address });
     }
@@ -181,10 +172,7 @@ mod tests {
     #[tokio::test]
     async fn says_what_the_answer_was() {
         let text = error_after("HTTP/1.0 404 Not Found\r\n\r\n").await;
-        assert!(
-            text.contains("\"HTTP/1.0 404 Not Found\": not a tombolo daemon"),
-            "{text}"
-        );
+        assert!(text.contains("\"HTTP/1.0 404 Not Found\": not a tombolo daemon"), "{text}");
         let text = error_after("+PONG\r\n").await;
         assert!(text.contains("+PONG"), "{text}");
         let text = error_after("HTTP/1.0 200 OK\r\n\r\nhello").await;
@@ -221,9 +209,6 @@ mod tests {
     fn output_names_its_formats() {
         assert_eq!("json".parse(), Ok(Output::Json));
         assert_eq!("table".parse(), Ok(Output::Table));
-        assert_eq!(
-            "yaml".parse::<Output>().unwrap_err().to_string(),
-            "allowed: table, json"
-        );
+        assert_eq!("yaml".parse::<Output>().unwrap_err().to_string(), "allowed: table, json");
     }
 }

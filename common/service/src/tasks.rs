@@ -156,12 +156,7 @@ impl Tasks {
 
     /// The names of the tasks that run, in the order they were started.
     pub fn running(&self) -> Vec<String> {
-        self.group
-            .running()
-            .tasks
-            .values()
-            .map(|task| task.name.clone())
-            .collect()
+        self.group.running().tasks.values().map(|task| task.name.clone()).collect()
     }
 
     /// Tells the group to stop and waits for its tasks, at most `grace`. Those that still run then are named in a WARN,
@@ -175,29 +170,19 @@ impl Tasks {
         let names = self.running();
         tracing::warn!(grace = ?grace, tasks = ?names, "grace period exceeded, aborting tasks");
         let tasks = self.group.running();
-        tasks
-            .tasks
-            .values()
-            .filter_map(|task| task.abort.as_ref())
-            .for_each(AbortHandle::abort);
+        tasks.tasks.values().filter_map(|task| task.abort.as_ref()).for_each(AbortHandle::abort);
         drop(tasks);
         Err(Overrun { grace, names })
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place where tasks begin: all are named and tracked"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the one place where tasks begin: all are named and tracked")]
     fn track<F>(&self, name: String, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
         let id = self.group.enter(name);
-        let entry = Entry {
-            group: Arc::clone(&self.group),
-            id,
-        };
+        let entry = Entry { group: Arc::clone(&self.group), id };
         // The lock is not held here: a runtime that shuts down drops the future, and the entry with it, at once.
         let task = tokio::spawn(self.group.tracker.track_future(async move {
             let _entry = entry;

@@ -72,11 +72,7 @@ pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> 
 pub fn roots(path: &Path) -> Result<RootCertStore, TlsFileError> {
     let mut roots = RootCertStore::empty();
     for (index, certificate) in cert_chain(path)?.into_iter().enumerate() {
-        roots.add(certificate).map_err(|source| TlsFileError::Anchor {
-            path: path.to_owned(),
-            index,
-            source,
-        })?;
+        roots.add(certificate).map_err(|source| TlsFileError::Anchor { path: path.to_owned(), index, source })?;
     }
     Ok(roots)
 }
@@ -93,17 +89,11 @@ fn pem_error(path: &Path, source: pem::Error, what: &'static str) -> TlsFileErro
     if matches!(source, pem::Error::NoItemsFound) {
         return empty(path, what);
     }
-    TlsFileError::Pem {
-        path: path.to_owned(),
-        source,
-    }
+    TlsFileError::Pem { path: path.to_owned(), source }
 }
 
 fn empty(path: &Path, what: &'static str) -> TlsFileError {
-    TlsFileError::Empty {
-        path: path.to_owned(),
-        what,
-    }
+    TlsFileError::Empty { path: path.to_owned(), what }
 }
 
 #[cfg(test)]

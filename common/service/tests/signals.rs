@@ -27,15 +27,8 @@ fn main() {
 
 /// Logs JSON lines: `up`, `reload` per SIGHUP, `draining` after the stop, and then hangs.
 fn daemon() {
-    logging::init(&LogSettings {
-        format: LogFormat::Json,
-        level: "info".to_owned(),
-    })
-    .expect("the first subscriber");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    logging::init(&LogSettings { format: LogFormat::Json, level: "info".to_owned() }).expect("the first subscriber");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let stop = shutdown::listen().expect("signal handlers");
         let mut reloads = shutdown::reloads().expect("signal handlers");
@@ -59,10 +52,7 @@ fn first_signal_stops_in_order(signal: &str) {
     assert_eq!(text(&line, "signal"), format!("SIG{signal}"), "{line}");
     assert_eq!(text(&line, "level"), "INFO", "{line}");
     daemon.await_line("draining");
-    assert!(
-        daemon.process.try_wait().expect("a child").is_none(),
-        "ended at the first signal"
-    );
+    assert!(daemon.process.try_wait().expect("a child").is_none(), "ended at the first signal");
 }
 
 fn second_signal_ends_at_once(signal: &str) {
@@ -97,11 +87,7 @@ struct Daemon {
 impl Daemon {
     fn start() -> Self {
         let program = std::env::current_exe().expect("the path of this program");
-        let mut process = Command::new(program)
-            .arg(DAEMON)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("a second instance");
+        let mut process = Command::new(program).arg(DAEMON).stderr(Stdio::piped()).spawn().expect("a second instance");
         let log = BufReader::new(process.stderr.take().expect("a pipe"));
         let mut daemon = Self { process, log };
         daemon.await_line("up");

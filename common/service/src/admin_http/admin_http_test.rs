@@ -20,30 +20,16 @@ struct Daemon {
 fn daemon() -> Daemon {
     let (readiness, latch) = Readiness::new();
     let (status, receiver) = watch::channel(json!({"link": "down"}));
-    let settings = HttpSettings {
-        listen: "127.0.0.1:0".parse().unwrap(),
-    };
-    let sources = Sources {
-        readiness,
-        metrics: crate::metrics::install().unwrap(),
-        status: receiver,
-    };
-    Daemon {
-        http: AdminHttp::start(settings, sources).unwrap(),
-        latch: Some(latch),
-        status,
-    }
+    let settings = HttpSettings { listen: "127.0.0.1:0".parse().unwrap() };
+    let sources = Sources { readiness, metrics: crate::metrics::install().unwrap(), status: receiver };
+    Daemon { http: AdminHttp::start(settings, sources).unwrap(), latch: Some(latch), status }
 }
 
 /// Status code and whole answer.
 fn ask(daemon: &Daemon, method: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(daemon.http.address()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
@@ -66,10 +52,7 @@ fn serves_metrics_as_prometheus_text() {
     let (code, answer) = ask(&daemon, "GET", "/metrics");
     assert_eq!(code, 200);
     assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
-    assert!(
-        answer.contains("tombolo_build_info{program=\"tombolo-http-test\""),
-        "{answer}"
-    );
+    assert!(answer.contains("tombolo_build_info{program=\"tombolo-http-test\""), "{answer}");
 }
 
 #[test]
@@ -84,15 +67,9 @@ fn knows_no_other_paths_and_changes_nothing() {
 async fn client_gets_the_newest_status() {
     let daemon = daemon();
     let address = daemon.http.address();
-    assert_eq!(
-        status_client::fetch(address, DEADLINE).await.unwrap(),
-        json!({"link": "down"})
-    );
+    assert_eq!(status_client::fetch(address, DEADLINE).await.unwrap(), json!({"link": "down"}));
     daemon.status.send_replace(json!({"link": "up"}));
-    assert_eq!(
-        status_client::fetch(address, DEADLINE).await.unwrap(),
-        json!({"link": "up"})
-    );
+    assert_eq!(status_client::fetch(address, DEADLINE).await.unwrap(), json!({"link": "up"}));
 }
 
 #[test]
@@ -109,17 +86,13 @@ fn answers_while_the_runtime_of_the_data_path_hangs() {
 #[test]
 fn refuses_addresses_that_others_can_reach() {
     for listen in ["0.0.0.0:1", "192.0.2.1:1", "[::]:1"] {
-        let settings = HttpSettings {
-            listen: listen.parse().unwrap(),
-        };
+        let settings = HttpSettings { listen: listen.parse().unwrap() };
         let error = settings.check().unwrap_err();
         assert_eq!(error.key(), Some("http.listen"), "{listen}");
         assert!(error.to_string().contains("not on loopback"), "{error}");
     }
     for listen in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1"] {
-        let settings = HttpSettings {
-            listen: listen.parse().unwrap(),
-        };
+        let settings = HttpSettings { listen: listen.parse().unwrap() };
         assert!(settings.check().is_ok(), "{listen}");
     }
 }
@@ -129,14 +102,8 @@ fn names_the_key_when_the_port_is_taken() {
     let first = daemon();
     let (readiness, _latch) = Readiness::new();
     let error = AdminHttp::start(
-        HttpSettings {
-            listen: first.http.address(),
-        },
-        Sources {
-            readiness,
-            metrics: crate::metrics::install().unwrap(),
-            status: watch::channel(Value::Null).1,
-        },
+        HttpSettings { listen: first.http.address() },
+        Sources { readiness, metrics: crate::metrics::install().unwrap(), status: watch::channel(Value::Null).1 },
     )
     .unwrap_err();
     assert_eq!(error.key(), Some("http.listen"));

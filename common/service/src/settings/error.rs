@@ -17,32 +17,17 @@ pub enum SettingsError {
     },
     /// The file is not TOML.
     #[error("{}line {line}, column {column}: not TOML: {problem}", prefix(path.as_deref()))]
-    Syntax {
-        path: Option<PathBuf>,
-        line: usize,
-        column: usize,
-        problem: String,
-    },
+    Syntax { path: Option<PathBuf>, line: usize, column: usize, problem: String },
     /// One key is unknown, missing or holds a value that is refused.
     #[error("{}{key}: {problem}; allowed: {allowed}", prefix(path.as_deref()))]
-    Value {
-        path: Option<PathBuf>,
-        key: String,
-        problem: String,
-        allowed: String,
-    },
+    Value { path: Option<PathBuf>, key: String, problem: String, allowed: String },
 }
 
 impl SettingsError {
     /// `key` is the full path of the key (`link.gateway[0]`), `problem` says what is wrong with the value, `allowed`
     /// what would be right. Never put a secret in either.
     pub fn new(key: impl Into<String>, problem: impl Into<String>, allowed: impl Into<String>) -> Self {
-        Self::Value {
-            path: None,
-            key: key.into(),
-            problem: problem.into(),
-            allowed: allowed.into(),
-        }
+        Self::Value { path: None, key: key.into(), problem: problem.into(), allowed: allowed.into() }
     }
 
     /// Adds the file the key was read from, where none is named yet.
@@ -75,20 +60,12 @@ impl SettingsError {
     }
 
     pub(super) fn unreadable(path: &Path, source: io::Error) -> Self {
-        Self::Unreadable {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Unreadable { path: path.to_owned(), source }
     }
 
     pub(super) fn syntax(text: &str, error: &toml::de::Error) -> Self {
         let (line, column) = position(text, error.span().map_or(0, |span| span.start));
-        Self::Syntax {
-            path: None,
-            line,
-            column,
-            problem: error.message().replace('\n', ", "),
-        }
+        Self::Syntax { path: None, line, column, problem: error.message().replace('\n', ", ") }
     }
 
     /// Splits serde's message into what is wrong and what is allowed.
@@ -112,11 +89,7 @@ impl SettingsError {
         let key = unknown_field(message).map_or_else(
             || here.clone(),
             |field| {
-                if last_part(&here) == field {
-                    here.clone()
-                } else {
-                    join(&here, field)
-                }
+                if last_part(&here) == field { here.clone() } else { join(&here, field) }
             },
         );
         Self::new(key, problem, allowed)

@@ -47,11 +47,7 @@ impl Properties {
 
     fn read_file(&self, key: &str, target: &str, path: &Path) -> Result<(String, String), SettingsError> {
         let refuse = |problem: String, allowed: &str| {
-            Err(SettingsError::new(
-                format!("{key}.{target}{FROM_FILE}"),
-                problem,
-                allowed,
-            ))
+            Err(SettingsError::new(format!("{key}.{target}{FROM_FILE}"), problem, allowed))
         };
         if self.0.contains_key(target) {
             return refuse(format!("{target} is set as well"), "one of the two");
@@ -87,12 +83,7 @@ impl fmt::Debug for Properties {
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Properties {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
-        Self(
-            pairs
-                .into_iter()
-                .map(|(name, value)| (name.into(), value.into()))
-                .collect(),
-        )
+        Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
     }
 }
 

@@ -48,9 +48,7 @@ fn link(lines: &str) -> Result<Link, SettingsError> {
 /// Key, problem and allowed of a refusal.
 fn refusal<T: std::fmt::Debug>(result: Result<T, SettingsError>) -> (String, String, String) {
     match result.unwrap_err() {
-        SettingsError::Value {
-            key, problem, allowed, ..
-        } => (key, problem, allowed),
+        SettingsError::Value { key, problem, allowed, .. } => (key, problem, allowed),
         other @ (SettingsError::Unreadable { .. } | SettingsError::Syntax { .. }) => {
             panic!("not a refused value: {other}")
         }
@@ -152,9 +150,7 @@ fn sizes_and_times_print_as_they_are_read() {
 
 #[test]
 fn says_where_the_text_is_no_toml() {
-    let error = parse::<Raw>("[link]\ngateway = [\n")
-        .unwrap_err()
-        .in_file(Path::new("/etc/a.toml"));
+    let error = parse::<Raw>("[link]\ngateway = [\n").unwrap_err().in_file(Path::new("/etc/a.toml"));
     let text = error.to_string();
     assert!(text.starts_with("/etc/a.toml: line "), "{text}");
     assert!(text.contains("not TOML"), "{text}");
@@ -227,11 +223,9 @@ fn properties_read_secrets_from_files_in_each_spelling() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("password");
     std::fs::write(&path, "s3cret\n").unwrap();
-    for spelling in [
-        "sasl.password.file = PATH",
-        "\"sasl.password.file\" = PATH",
-        "\"sasl.password\" = { file = PATH }",
-    ] {
+    for spelling in
+        ["sasl.password.file = PATH", "\"sasl.password.file\" = PATH", "\"sasl.password\" = { file = PATH }"]
+    {
         let line = spelling.replace("PATH", &format!("{path:?}"));
         let kafka = link(&format!("[link.kafka]\n{line}\n")).unwrap().kafka;
         assert!(!format!("{kafka:?}").contains("s3cret"));
@@ -254,9 +248,7 @@ fn properties_name_the_key_of_a_secret_that_cannot_be_read() {
     let (_, problem, _) = refusal(kafka.resolve("source"));
     assert!(problem.ends_with("is empty"), "{problem}");
 
-    let kafka: Properties = [("sasl.password.file", name.as_str()), ("sasl.password", "x")]
-        .into_iter()
-        .collect();
+    let kafka: Properties = [("sasl.password.file", name.as_str()), ("sasl.password", "x")].into_iter().collect();
     let (_, problem, _) = refusal(kafka.resolve("source"));
     assert_eq!(problem, "sasl.password is set as well");
 }

@@ -79,10 +79,7 @@ impl FromStr for ByteSize {
         let (number, unit) = text.split_at(digits);
         let number: u64 = number.parse().map_err(|_| UnitError::Size)?;
         let unit = unit.trim();
-        let (_, bytes) = SIZE_UNITS
-            .iter()
-            .find(|(name, _)| *name == unit)
-            .ok_or(UnitError::Size)?;
+        let (_, bytes) = SIZE_UNITS.iter().find(|(name, _)| *name == unit).ok_or(UnitError::Size)?;
         number.checked_mul(*bytes).map(Self).ok_or(UnitError::Size)
     }
 }
@@ -131,9 +128,7 @@ impl FromStr for Span {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        humantime::parse_duration(text.trim())
-            .map(Self)
-            .map_err(|_| UnitError::Span)
+        humantime::parse_duration(text.trim()).map(Self).map_err(|_| UnitError::Span)
     }
 }
 
@@ -166,10 +161,7 @@ impl<T> Visitor<'_> for FromText<T> {
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(FromText {
-            allowed: SIZE_ALLOWED,
-            parse: Self::from_str,
-        })
+        deserializer.deserialize_str(FromText { allowed: SIZE_ALLOWED, parse: Self::from_str })
     }
 }
 
@@ -181,10 +173,7 @@ impl Serialize for ByteSize {
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(FromText {
-            allowed: SPAN_ALLOWED,
-            parse: Self::from_str,
-        })
+        deserializer.deserialize_str(FromText { allowed: SPAN_ALLOWED, parse: Self::from_str })
     }
 }
 

@@ -9,9 +9,7 @@ use super::*;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 async fn failed(tasks: &Tasks) -> TaskFailure {
-    tokio::time::timeout(DEADLINE, tasks.failed())
-        .await
-        .expect("no failure within the deadline")
+    tokio::time::timeout(DEADLINE, tasks.failed()).await.expect("no failure within the deadline")
 }
 
 fn group() -> Tasks {
@@ -25,10 +23,7 @@ async fn names_a_task_that_returned_early_and_stops_the_group() {
     tasks.spawn("watcher", async move { stop.cancelled().await });
     tasks.spawn("fetcher", async {});
     let failure = failed(&tasks).await;
-    assert_eq!(
-        failure.to_string(),
-        "task fetcher ended: returned although it should run on"
-    );
+    assert_eq!(failure.to_string(), "task fetcher ended: returned although it should run on");
     assert!(tasks.stop_token().is_cancelled());
     assert_eq!(tasks.shutdown(DEADLINE).await, Ok(()));
 }
@@ -46,10 +41,7 @@ async fn gives_the_text_of_a_panic() {
     tasks.spawn("dialer", async {
         assert!(pending_never(), "offset {} is gone", 7);
     });
-    assert_eq!(
-        failed(&tasks).await.to_string(),
-        "task dialer ended: panicked: offset 7 is gone"
-    );
+    assert_eq!(failed(&tasks).await.to_string(), "task dialer ended: panicked: offset 7 is gone");
 }
 
 fn pending_never() -> bool {
@@ -90,9 +82,7 @@ async fn a_failing_group_leaves_its_parent_alone() {
 async fn a_child_may_end_or_panic_without_ending_the_group() {
     let tasks = group();
     assert_eq!(tasks.spawn_child("session 1", async { 5 }).await.expect("no panic"), 5);
-    let panicked = tasks
-        .spawn_child("session 2", async { assert!(pending_never(), "bad frame") })
-        .await;
+    let panicked = tasks.spawn_child("session 2", async { assert!(pending_never(), "bad frame") }).await;
     assert!(panicked.expect_err("a panic").is_panic());
     assert!(!tasks.stop_token().is_cancelled());
     assert!(tasks.failure().is_none());
@@ -108,14 +98,9 @@ async fn names_and_aborts_what_exceeds_the_grace_period() {
     tasks.spawn("orderly", async move { stop.cancelled().await });
     let overrun = tasks.shutdown(Duration::from_millis(50)).await.expect_err("an overrun");
     assert_eq!(overrun.names, ["stuck", "stuck child"]);
-    assert_eq!(
-        overrun.to_string(),
-        "still running after the grace period of 50ms: stuck, stuck child"
-    );
+    assert_eq!(overrun.to_string(), "still running after the grace period of 50ms: stuck, stuck child");
     assert!(child.await.expect_err("aborted").is_cancelled());
-    tokio::time::timeout(DEADLINE, tasks.group.tracker.wait())
-        .await
-        .expect("aborted tasks end");
+    tokio::time::timeout(DEADLINE, tasks.group.tracker.wait()).await.expect("aborted tasks end");
     assert_eq!(tasks.running(), Vec::<String>::new());
 }
 
@@ -127,10 +112,7 @@ fn a_task_started_while_the_runtime_ends_does_not_hang() {
             self.0.spawn("late", pending::<()>());
         }
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let tasks = group();
     let late = SpawnOnDrop(tasks.clone());
     runtime.block_on(async {

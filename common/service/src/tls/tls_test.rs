@@ -60,18 +60,10 @@ fn says_which_file_lacks_what() {
 #[test]
 fn says_which_file_is_damaged() {
     let files = files();
-    fs::write(
-        &files.text,
-        "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n",
-    )
-    .unwrap();
+    fs::write(&files.text, "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n").unwrap();
     let text = cert_chain(&files.text).unwrap_err().to_string();
     assert!(text.contains("text.pem: cannot be read"), "{text}");
-    fs::write(
-        &files.text,
-        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-    )
-    .unwrap();
+    fs::write(&files.text, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
     let text = roots(&files.text).unwrap_err().to_string();
     assert!(text.contains("text.pem: certificate 0 is no trust anchor"), "{text}");
 }
@@ -82,10 +74,7 @@ fn becomes_the_error_of_the_settings_key() {
     let error = private_key(&files.text).unwrap_err().at_key("link.key");
     assert_eq!(error.key(), Some("link.key"));
     let text = error.to_string();
-    assert!(
-        text.contains("holds no private key; allowed: a PEM file with an unencrypted"),
-        "{text}"
-    );
+    assert!(text.contains("holds no private key; allowed: a PEM file with an unencrypted"), "{text}");
 }
 
 #[test]

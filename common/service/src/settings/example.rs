@@ -1,0 +1,167 @@
+//! Whether an example settings file shows every key there is.
+//!
+//! In an example a line `#key = value` (no space after `#`) is a setting that is not set; other `#` lines are comments.
+
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use super::{SettingsError, parse};
+
+/// No settings type has a key of this name.
+const PROBE: &str = "no_such_key";
+
+/// The keys of `T` that the example `text` does not show, neither set nor as `#key = value`. An error where the example
+/// is refused as settings, as it stands or with all its `#key` lines set: so it shows no key that does not exist.
+///
+/// Works by asking: `T` and its parts say `deny_unknown_fields`, so an unknown key in a table is answered with the known
+/// ones. A table that takes the unknown key has keys of the user's own choice and is left alone.
+pub fn undocumented_keys<T: DeserializeOwned>(text: &str) -> Result<Vec<String>, SettingsError> {
+    parse::<T>(text)?;
+    let text = uncommented(text);
+    parse::<T>(&text)?;
+    let document: Table = parse(&text)?;
+    let mut missing = Vec::new();
+    let mut steps = Vec::new();
+    visit::<T>(&document, &mut steps, &Value::Table(document.clone()), &mut missing);
+    Ok(missing)
+}
+
+#[derive(Clone)]
+enum Step {
+    Key(String),
+    Index(usize),
+}
+
+/// Looks at the table or list that `steps` lead to, and at all below it.
+fn visit<T: DeserializeOwned>(document: &Table, steps: &mut Vec<Step>, value: &Value, missing: &mut Vec<String>) {
+    let inner: Vec<(Step, &Value)> = match value {
+        Value::Table(table) => {
+            let known = known_keys::<T>(document, steps);
+            let absent = known.iter().filter(|key| !table.contains_key(*key));
+            missing.extend(absent.map(|key| path(steps, key)));
+            table.iter().map(|(key, value)| (Step::Key(key.clone()), value)).collect()
+        }
+        Value::Array(list) => list.iter().enumerate().map(|(at, value)| (Step::Index(at), value)).collect(),
+        Value::String(_) | Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => return,
+    };
+    for (step, value) in inner {
+        steps.push(step);
+        visit::<T>(document, steps, value, missing);
+        steps.pop();
+    }
+}
+
+/// What `T` says is allowed where an unknown key stands; nothing where it takes any key.
+fn known_keys<T: DeserializeOwned>(document: &Table, steps: &[Step]) -> Vec<String> {
+    let mut probe = Value::Table(document.clone());
+    let place = steps.iter().try_fold(&mut probe, |value, step| match step {
+        Step::Key(key) => value.get_mut(key.as_str()),
+        Step::Index(at) => value.get_mut(*at),
+    });
+    if let Some(table) = place.and_then(Value::as_table_mut) {
+        table.insert(PROBE.to_owned(), Value::Boolean(true));
+    }
+    let message = match T::deserialize(probe) {
+        Ok(_) => return Vec::new(),
+        Err(error) => error.message().to_owned(),
+    };
+    let unknown = format!("unknown field `{PROBE}`");
+    let Some((_, known)) = message.split_once(&unknown) else {
+        return Vec::new();
+    };
+    known.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+fn path(steps: &[Step], key: &str) -> String {
+    let mut path = String::new();
+    for step in steps {
+        path = match step {
+            Step::Key(key) => format!("{path}{key}."),
+            Step::Index(at) => format!("{}[{at}].", path.trim_end_matches('.')),
+        };
+    }
+    path + key
+}
+
+/// The text with its `#key = value` lines set. `#[table]` lines are set as well.
+fn uncommented(text: &str) -> String {
+    let set = |line: &str| -> Option<String> {
+        let rest = line.strip_prefix('#')?;
+        let is_key =
+            rest.starts_with(|first: char| first.is_ascii_alphabetic() || first == '"') && rest.contains(" = ");
+        let is_table = rest.starts_with('[') && rest.trim_end().ends_with(']');
+        (is_key || is_table).then(|| rest.to_owned())
+    };
+    let lines: Vec<String> = text.lines().map(|line| set(line).unwrap_or_else(|| line.to_owned())).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::settings::{ByteSize, Properties, Span};
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only its keys are tested")]
+    struct Raw {
+        link: Link,
+        #[serde(default)]
+        mirrors: Vec<Mirror>,
+        #[serde(default)]
+        kafka: Properties,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only its keys are tested")]
+    struct Link {
+        gateway: String,
+        window: Option<ByteSize>,
+        spill: Option<Span>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only its keys are tested")]
+    struct Mirror {
+        topic: String,
+        paused: Option<bool>,
+    }
+
+    const WHOLE: &str = "# A comment = no setting.\n[link]\ngateway = \"a\"\n#window = \"1 MiB\"\n#spill = \"2 s\"\n\n\
+                         #[[mirrors]]\n#topic = \"a\"\n#paused = true\n[kafka]\n\"bootstrap.servers\" = \"a\"\n[labels]\nx = \"y\"\n";
+
+    #[test]
+    fn finds_nothing_missing_in_a_whole_example() {
+        assert_eq!(undocumented_keys::<Raw>(WHOLE).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn finds_each_key_that_is_not_shown() {
+        for (line, key) in [
+            ("#spill = \"2 s\"\n", "link.spill"),
+            ("#window = \"1 MiB\"\n", "link.window"),
+            ("#paused = true\n", "mirrors[0].paused"),
+            ("[labels]\nx = \"y\"\n", "labels"),
+            ("[kafka]\n\"bootstrap.servers\" = \"a\"\n", "kafka"),
+        ] {
+            let text = WHOLE.replace(line, "");
+            assert_eq!(undocumented_keys::<Raw>(&text).unwrap(), [key], "{line}");
+        }
+    }
+
+    #[test]
+    fn refuses_an_example_that_shows_a_key_that_does_not_exist() {
+        let error = undocumented_keys::<Raw>(&WHOLE.replace("#spill", "#spil")).unwrap_err();
+        assert_eq!(error.key(), Some("link.spil"));
+        let error = undocumented_keys::<Raw>(&WHOLE.replace("gateway", "gatway")).unwrap_err();
+        assert_eq!(error.key(), Some("link.gatway"));
+    }
+}
