@@ -1,11 +1,26 @@
 //! Calls that look at or change topics, outside the data path.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
+use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
+use kafka_protocol::messages::describe_configs_response::DescribeConfigsResourceResult;
+use kafka_protocol::messages::describe_producers_request::TopicRequest;
+use kafka_protocol::messages::describe_producers_response::ProducerState as WireProducerState;
+use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+use kafka_protocol::messages::{
+    CreatePartitionsRequest, CreateTopicsRequest, DescribeConfigsRequest, DescribeProducersRequest, ListOffsetsRequest,
+    TopicName,
+};
+use kafka_protocol::protocol::StrBytes;
+
 use crate::TopicId;
 use crate::connection::Connection;
-use crate::error::{ErrorCode, KafkaError};
+use crate::error::{AnswerError, Api, ErrorCode, KafkaError};
+use crate::wire::{millis, text};
 
 /// A broker's refusal of one item of a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,11 +81,77 @@ pub struct OffsetAnswer {
 
 /// Asks the leader `connection` for one kind of offset of several partitions. Answers come in the order asked.
 pub async fn list_offsets(
-    _connection: &Connection,
-    _spec: OffsetSpec,
-    _partitions: &[OffsetQuery],
+    connection: &Connection,
+    spec: OffsetSpec,
+    partitions: &[OffsetQuery],
 ) -> Result<Vec<OffsetAnswer>, KafkaError> {
-    todo!()
+    const API: Api = Api::ListOffsets;
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Leader epochs came with v4; without them a log end may be a follower's.
+    let oldest = if spec == OffsetSpec::LogEnd { 4 } else { 1 };
+    let version = connection.version_since::<ListOffsetsRequest>(oldest, i16::MAX)?;
+    let topics = by_topic(partitions.iter().map(|query| (&query.topic, query)))
+        .into_iter()
+        .map(|(name, queries)| {
+            let asked = queries.into_iter().map(|query| {
+                ListOffsetsPartition::default()
+                    .with_partition_index(query.partition)
+                    .with_current_leader_epoch(if version >= 4 { query.leader_epoch } else { -1 })
+                    .with_timestamp(spec.timestamp())
+            });
+            ListOffsetsTopic::default().with_name(name).with_partitions(asked.collect())
+        })
+        .collect();
+    let request = ListOffsetsRequest::default()
+        .with_replica_id(spec.replica_id().into())
+        .with_isolation_level(if version >= 2 { spec.isolation() } else { 0 })
+        .with_topics(topics);
+    let answer = connection.call(&request, version, connection.deadline(Duration::ZERO)).await?;
+    let mut found = HashMap::new();
+    for topic in &answer.topics {
+        for partition in &topic.partitions {
+            found.insert((topic.name.as_str(), partition.partition_index), partition);
+        }
+    }
+    let answers = partitions
+        .iter()
+        .map(|query| {
+            let missing = || KafkaError::answer(API, AnswerError::Missing).at(&query.topic, query.partition);
+            let answer = found.remove(&(&*query.topic, query.partition)).ok_or_else(missing)?;
+            let result = match ErrorCode::from_wire(answer.error_code) {
+                None => Ok(PartitionOffset { offset: answer.offset, leader_epoch: answer.leader_epoch }),
+                Some(code) => Err(code),
+            };
+            Ok(OffsetAnswer { topic: Arc::clone(&query.topic), partition: query.partition, result })
+        })
+        .collect::<Result<_, KafkaError>>()?;
+    nothing_left(API, &found)?;
+    Ok(answers)
+}
+
+impl OffsetSpec {
+    /// `ListOffsetsRequest.LATEST_TIMESTAMP`, `EARLIEST_TIMESTAMP`.
+    fn timestamp(self) -> i64 {
+        match self {
+            Self::LogEnd | Self::HighWatermark | Self::LastStable => -1,
+            Self::LogStart => -2,
+            Self::Timestamp(millis) => millis,
+        }
+    }
+
+    /// `ListOffsetsRequest.DEBUGGING_REPLICA_ID`, `CONSUMER_REPLICA_ID`.
+    fn replica_id(self) -> i32 {
+        match self {
+            Self::LogEnd => -2,
+            Self::HighWatermark | Self::LastStable | Self::LogStart | Self::Timestamp(_) => -1,
+        }
+    }
+
+    fn isolation(self) -> i8 {
+        i8::from(self == Self::LastStable)
+    }
 }
 
 /// What a partition's leader remembers of one producer.
@@ -103,10 +184,49 @@ pub struct ProducersAnswer {
 
 /// Producer state of partitions led by `connection`'s broker. Answers come in the order asked.
 pub async fn describe_producers(
-    _connection: &Connection,
-    _partitions: &[(Arc<str>, i32)],
+    connection: &Connection,
+    partitions: &[(Arc<str>, i32)],
 ) -> Result<Vec<ProducersAnswer>, KafkaError> {
-    todo!()
+    const API: Api = Api::DescribeProducers;
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let version = connection.version::<DescribeProducersRequest>(i16::MAX)?;
+    let topics = by_topic(partitions.iter().map(|(topic, partition)| (topic, *partition)))
+        .into_iter()
+        .map(|(name, indexes)| TopicRequest::default().with_name(name).with_partition_indexes(indexes))
+        .collect();
+    let request = DescribeProducersRequest::default().with_topics(topics);
+    let answer = connection.call(&request, version, connection.deadline(Duration::ZERO)).await?;
+    let mut found = HashMap::new();
+    for topic in &answer.topics {
+        for partition in &topic.partitions {
+            found.insert((topic.name.as_str(), partition.partition_index), partition);
+        }
+    }
+    let answers = partitions
+        .iter()
+        .map(|(topic, partition)| {
+            let missing = || KafkaError::answer(API, AnswerError::Missing).at(topic, *partition);
+            let answer = found.remove(&(&**topic, *partition)).ok_or_else(missing)?;
+            let result = refused(answer.error_code, answer.error_message.as_ref())
+                .map(|()| answer.active_producers.iter().map(read_producer).collect());
+            Ok(ProducersAnswer { topic: Arc::clone(topic), partition: *partition, result })
+        })
+        .collect::<Result<_, KafkaError>>()?;
+    nothing_left(API, &found)?;
+    Ok(answers)
+}
+
+fn read_producer(state: &WireProducerState) -> ProducerState {
+    ProducerState {
+        producer_id: state.producer_id.0,
+        epoch: state.producer_epoch,
+        last_sequence: state.last_sequence,
+        last_timestamp: state.last_timestamp,
+        coordinator_epoch: state.coordinator_epoch,
+        current_txn_start_offset: Some(state.current_txn_start_offset).filter(|offset| *offset >= 0),
+    }
 }
 
 /// A topic to be made.
@@ -134,21 +254,75 @@ pub struct TopicAnswer<T> {
 /// Makes topics, or with `validate_only` says whether it would. Send it to [`crate::Cluster::controller`]. A topic's
 /// result is its id, where the broker tells. Answers come in the order asked.
 pub async fn create_topics(
-    _connection: &Connection,
-    _topics: &[NewTopic],
-    _validate_only: bool,
-    _timeout: Duration,
+    connection: &Connection,
+    topics: &[NewTopic],
+    validate_only: bool,
+    timeout: Duration,
 ) -> Result<Vec<TopicAnswer<Option<TopicId>>>, KafkaError> {
-    todo!()
+    const API: Api = Api::CreateTopics;
+    if topics.is_empty() {
+        return Ok(Vec::new());
+    }
+    // "The cluster's default replication" came with v4 (KIP-464).
+    let oldest = if topics.iter().any(|topic| topic.replication_factor.is_none()) { 4 } else { 2 };
+    let version = connection.version_since::<CreateTopicsRequest>(oldest, i16::MAX)?;
+    let wanted = topics.iter().map(|topic| {
+        let configs = topic
+            .configs
+            .iter()
+            .map(|(name, value)| CreatableTopicConfig::default().with_name(text(name)).with_value(Some(text(value))));
+        CreatableTopic::default()
+            .with_name(TopicName(text(&topic.name)))
+            .with_num_partitions(topic.partitions)
+            .with_replication_factor(topic.replication_factor.unwrap_or(-1))
+            .with_configs(configs.collect())
+    });
+    let request = CreateTopicsRequest::default()
+        .with_topics(wanted.collect())
+        .with_timeout_ms(millis(timeout))
+        .with_validate_only(validate_only);
+    let answer = connection.call(&request, version, connection.deadline(timeout)).await?;
+    let mut found: HashMap<_, _> = answer.topics.iter().map(|topic| (topic.name.as_str(), topic)).collect();
+    let answers = topics
+        .iter()
+        .map(|topic| {
+            let answer = found.remove(&*topic.name).ok_or_else(|| missing_topic(API, &topic.name))?;
+            let id = Some(answer.topic_id.into_bytes()).filter(|id| *id != TopicId::default());
+            let result = refused(answer.error_code, answer.error_message.as_ref()).map(|()| id);
+            Ok(TopicAnswer { topic: Arc::clone(&topic.name), result })
+        })
+        .collect::<Result<_, KafkaError>>()?;
+    nothing_left(API, &found)?;
+    Ok(answers)
 }
 
 /// Raises partition counts to the totals given. Send it to [`crate::Cluster::controller`].
 pub async fn create_partitions(
-    _connection: &Connection,
-    _totals: &[(Arc<str>, i32)],
-    _timeout: Duration,
+    connection: &Connection,
+    totals: &[(Arc<str>, i32)],
+    timeout: Duration,
 ) -> Result<Vec<TopicAnswer<()>>, KafkaError> {
-    todo!()
+    const API: Api = Api::CreatePartitions;
+    if totals.is_empty() {
+        return Ok(Vec::new());
+    }
+    let version = connection.version::<CreatePartitionsRequest>(i16::MAX)?;
+    let wanted = totals.iter().map(|(topic, total)| {
+        CreatePartitionsTopic::default().with_name(TopicName(text(topic))).with_count(*total).with_assignments(None)
+    });
+    let request = CreatePartitionsRequest::default().with_topics(wanted.collect()).with_timeout_ms(millis(timeout));
+    let answer = connection.call(&request, version, connection.deadline(timeout)).await?;
+    let mut found: HashMap<_, _> = answer.results.iter().map(|topic| (topic.name.as_str(), topic)).collect();
+    let answers = totals
+        .iter()
+        .map(|(topic, _)| {
+            let answer = found.remove(&**topic).ok_or_else(|| missing_topic(API, topic))?;
+            let result = refused(answer.error_code, answer.error_message.as_ref());
+            Ok(TopicAnswer { topic: Arc::clone(topic), result })
+        })
+        .collect::<Result<_, KafkaError>>()?;
+    nothing_left(API, &found)?;
+    Ok(answers)
 }
 
 /// What has settings.
@@ -210,9 +384,96 @@ pub struct ConfigsAnswer {
 
 /// Settings of topics and brokers; `names` limits them, `None` = all. Answers come in the order asked.
 pub async fn describe_configs(
-    _connection: &Connection,
-    _resources: &[ConfigResource],
-    _names: Option<&[&str]>,
+    connection: &Connection,
+    resources: &[ConfigResource],
+    names: Option<&[&str]>,
 ) -> Result<Vec<ConfigsAnswer>, KafkaError> {
-    todo!()
+    const API: Api = Api::DescribeConfigs;
+    if resources.is_empty() {
+        return Ok(Vec::new());
+    }
+    let version = connection.version::<DescribeConfigsRequest>(i16::MAX)?;
+    let wanted = resources.iter().map(|resource| {
+        let (kind, name) = resource.on_wire();
+        DescribeConfigsResource::default()
+            .with_resource_type(kind)
+            .with_resource_name(text(&name))
+            .with_configuration_keys(names.map(|names| names.iter().map(|name| text(name)).collect()))
+    });
+    let request = DescribeConfigsRequest::default().with_resources(wanted.collect());
+    let answer = connection.call(&request, version, connection.deadline(Duration::ZERO)).await?;
+    let mut found: HashMap<_, _> = answer
+        .results
+        .iter()
+        .map(|result| ((result.resource_type, result.resource_name.to_string()), result))
+        .collect();
+    let answers = resources
+        .iter()
+        .map(|resource| {
+            let answer =
+                found.remove(&resource.on_wire()).ok_or_else(|| KafkaError::answer(API, AnswerError::Missing))?;
+            let result = refused(answer.error_code, answer.error_message.as_ref())
+                .map(|()| answer.configs.iter().map(read_config).collect());
+            Ok(ConfigsAnswer { resource: resource.clone(), result })
+        })
+        .collect::<Result<_, KafkaError>>()?;
+    nothing_left(API, &found)?;
+    Ok(answers)
+}
+
+impl ConfigResource {
+    /// `org.apache.kafka.common.config.ConfigResource.Type`, and the name.
+    fn on_wire(&self) -> (i8, String) {
+        match self {
+            Self::Topic(name) => (2, name.to_string()),
+            Self::Broker(id) => (4, id.to_string()),
+        }
+    }
+}
+
+fn read_config(config: &DescribeConfigsResourceResult) -> ConfigEntry {
+    ConfigEntry {
+        name: config.name.to_string(),
+        value: config.value.as_ref().map(ToString::to_string),
+        // `org.apache.kafka.common.requests.DescribeConfigsResponse.ConfigSource`
+        source: match config.config_source {
+            1 => ConfigSource::Topic,
+            2 => ConfigSource::DynamicBroker,
+            3 => ConfigSource::DynamicDefaultBroker,
+            4 => ConfigSource::StaticBroker,
+            5 => ConfigSource::Default,
+            other => ConfigSource::Other(other),
+        },
+        read_only: config.read_only,
+        sensitive: config.is_sensitive,
+    }
+}
+
+fn refused(code: i16, message: Option<&StrBytes>) -> Result<(), Refusal> {
+    match ErrorCode::from_wire(code) {
+        None => Ok(()),
+        Some(code) => Err(Refusal { code, message: message.map(|message| Box::from(message.as_str())) }),
+    }
+}
+
+/// Groups items by topic, topics in the order in which they come first.
+fn by_topic<'a, T>(items: impl IntoIterator<Item = (&'a Arc<str>, T)>) -> Vec<(TopicName, Vec<T>)> {
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    let mut topics: Vec<(TopicName, Vec<T>)> = Vec::new();
+    for (topic, item) in items {
+        let place = *places.entry(topic).or_insert(topics.len());
+        match topics.get_mut(place) {
+            Some((_, items)) => items.push(item),
+            None => topics.push((TopicName(text(topic)), vec![item])),
+        }
+    }
+    topics
+}
+
+fn missing_topic(api: Api, topic: &Arc<str>) -> KafkaError {
+    KafkaError::answer(api, AnswerError::Missing).about(topic)
+}
+
+fn nothing_left<K, V>(api: Api, found: &HashMap<K, V>) -> Result<(), KafkaError> {
+    if found.is_empty() { Ok(()) } else { Err(KafkaError::answer(api, AnswerError::Unasked)) }
 }

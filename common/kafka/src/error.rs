@@ -292,13 +292,7 @@ impl ConnectionErrorKind {
 
 impl KafkaError {
     pub(crate) fn new(api: Api, kind: impl Into<KafkaErrorKind>) -> Self {
-        Self {
-            api,
-            topic: None,
-            partition: None,
-            offset: None,
-            kind: kind.into(),
-        }
+        Self { api, topic: None, partition: None, offset: None, kind: kind.into() }
     }
 
     pub(crate) fn answer(api: Api, error: AnswerError) -> Self {
@@ -318,6 +312,11 @@ impl KafkaError {
     pub fn at(mut self, topic: &Arc<str>, partition: i32) -> Self {
         self.topic = Some(Arc::clone(topic));
         self.partition = Some(partition);
+        self
+    }
+
+    pub(crate) fn about(mut self, topic: &Arc<str>) -> Self {
+        self.topic = Some(Arc::clone(topic));
         self
     }
 
@@ -355,11 +354,7 @@ impl KafkaError {
 
     /// The broker's error code, where a broker answered.
     pub fn error_code(&self) -> Option<ErrorCode> {
-        if let KafkaErrorKind::Broker { code, .. } = &self.kind {
-            Some(*code)
-        } else {
-            None
-        }
+        if let KafkaErrorKind::Broker { code, .. } = &self.kind { Some(*code) } else { None }
     }
 
     /// Whether the same request may succeed later without anybody changing anything.

@@ -1,13 +1,29 @@
 //! Fetch: raw record sets of several partitions of one leader, with incremental sessions (KIP-227) where granted.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic};
+use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::{FetchRequest, TopicName};
 
 use crate::TopicId;
 use crate::connection::Connection;
-use crate::error::{ErrorCode, KafkaError};
+use crate::error::{AnswerError, Api, ErrorCode, KafkaError};
+use crate::wire::{Key, millis, text, topic_id};
+
+/// From the next version on, topics are named by id.
+const NEWEST_BY_NAME: i16 = 12;
+const OLDEST_WITH_SESSIONS: i16 = 7;
+const OLDEST_WITH_DIVERGENCE: i16 = 12;
+/// `FetchMetadata`: no session; asks for one; wants none.
+const NO_SESSION: i32 = 0;
+const FIRST_EPOCH: i32 = 0;
+const NO_SESSION_EPOCH: i32 = -1;
+/// Within one call; a broker that refuses fresh sessions too has another problem.
+const MAX_RESTARTS: u32 = 2;
 
 /// Limits and manners of a [`FetchSession`].
 #[derive(Debug, Clone)]
@@ -70,53 +86,323 @@ pub enum Isolation {
 
 /// The fetcher of one leader: which partitions, from where. One request at a time.
 #[derive(Debug)]
-pub struct FetchSession {}
+pub struct FetchSession {
+    connection: Connection,
+    options: FetchOptions,
+    wanted: BTreeMap<Place, Wanted>,
+    /// What the broker's session holds.
+    held: BTreeMap<Place, Wanted>,
+    session: Session,
+    /// Where the next full request begins, so that no partition is always the last to be served.
+    turn: usize,
+}
+
+type Place = (Arc<str>, i32);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wanted {
+    topic_id: Option<TopicId>,
+    position: FetchPosition,
+}
+
+/// Where this client and the broker stand (KIP-227, `org.apache.kafka.clients.FetchSessionHandler`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Session {
+    /// Every request names all partitions and asks for a session, in the place of an older one if there was.
+    Ask { replaces: i32 },
+    /// Requests name changes only.
+    Open { id: i32, epoch: i32, by_id: bool },
+}
+
+impl Session {
+    const NONE: Self = Self::Ask { replaces: NO_SESSION };
+}
+
+/// A Fetch about to be sent, and what the broker holds once it has taken it.
+struct Question {
+    request: FetchRequest,
+    version: i16,
+    held: BTreeMap<Place, Wanted>,
+    /// The session that it goes on with.
+    goes_on: Option<(i32, i32)>,
+}
 
 impl FetchSession {
     /// The connection should be this session's own: a waiting fetch holds back every later answer.
-    pub fn new(_connection: Connection, _options: FetchOptions) -> Self {
-        todo!()
+    pub fn new(connection: Connection, options: FetchOptions) -> Self {
+        Self { connection, options, wanted: BTreeMap::new(), held: BTreeMap::new(), session: Session::NONE, turn: 0 }
+    }
+
+    /// The connection it fetches over.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// Takes a partition in, or moves it to `position`.
-    pub fn add(&mut self, _topic: &Arc<str>, _topic_id: Option<TopicId>, _partition: i32, _position: FetchPosition) {
-        todo!()
+    pub fn add(&mut self, topic: &Arc<str>, topic_id: Option<TopicId>, partition: i32, position: FetchPosition) {
+        self.wanted.insert((Arc::clone(topic), partition), Wanted { topic_id, position });
     }
 
     /// Leaves a partition out from the next request on.
-    pub fn remove(&mut self, _topic: &str, _partition: i32) {
-        todo!()
+    pub fn remove(&mut self, topic: &str, partition: i32) {
+        self.wanted.remove(&(Arc::from(topic), partition));
     }
 
     /// Moves a partition; false where it is not in.
-    pub fn advance(&mut self, _topic: &str, _partition: i32, _position: FetchPosition) -> bool {
-        todo!()
+    pub fn advance(&mut self, topic: &str, partition: i32, position: FetchPosition) -> bool {
+        match self.wanted.get_mut(&(Arc::from(topic), partition)) {
+            Some(wanted) => {
+                wanted.position = position;
+                true
+            }
+            None => false,
+        }
     }
 
     /// Whether no partition is in.
     pub fn is_empty(&self) -> bool {
-        todo!()
+        self.wanted.is_empty()
     }
 
     /// Sends one Fetch and waits for its answer: partitions with records, an error or news of their offsets. With no
-    /// partition in, answers nothing at once. May be dropped.
+    /// partition in, answers nothing at once. May be dropped: the next call then starts a new session.
     pub async fn fetch(&mut self) -> Result<Vec<FetchedPartition>, KafkaError> {
-        todo!()
+        if self.wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut restarts = 0;
+        loop {
+            let question = self.question()?;
+            // Should this future be dropped, nobody knows what the broker's session holds.
+            let replaces = question.goes_on.map_or(NO_SESSION, |(id, _)| id);
+            self.session = Session::Ask { replaces };
+            let deadline = self.connection.deadline(self.options.max_wait);
+            let answer = self.connection.call(&question.request, question.version, deadline).await?;
+            match ErrorCode::from_wire(answer.error_code) {
+                None => {
+                    let fetched = read(&answer.responses, &question.held)?;
+                    self.session = next(&question, answer.session_id)?;
+                    self.held = question.held;
+                    return Ok(fetched);
+                }
+                Some(ErrorCode::FETCH_SESSION_ID_NOT_FOUND | ErrorCode::FETCH_SESSION_TOPIC_ID_ERROR)
+                    if restarts < MAX_RESTARTS =>
+                {
+                    self.session = Session::NONE;
+                    restarts += 1;
+                }
+                Some(ErrorCode::INVALID_FETCH_SESSION_EPOCH) if restarts < MAX_RESTARTS => restarts += 1,
+                Some(code) => return Err(KafkaError::code(Api::Fetch, code)),
+            }
+        }
+    }
+
+    fn question(&mut self) -> Result<Question, KafkaError> {
+        let all_by_id = self.wanted.values().all(|wanted| wanted.topic_id.is_some());
+        let version = self.connection.version::<FetchRequest>(if all_by_id { i16::MAX } else { NEWEST_BY_NAME })?;
+        let by_id = version > NEWEST_BY_NAME;
+        let request = base(&self.options);
+        let goes_on = match self.session {
+            Session::Open { id, epoch, by_id: before } if by_id == before && !self.topic_changed() => Ok((id, epoch)),
+            Session::Open { id, .. } => Err(id),
+            Session::Ask { replaces } => Err(replaces),
+        };
+        let (request, goes_on) = match goes_on {
+            Ok((id, epoch)) => {
+                let changed = self.wanted.iter().filter(|(place, wanted)| self.held.get(*place) != Some(wanted));
+                let gone = self.held.iter().filter(|(place, _)| !self.wanted.contains_key(*place));
+                let request = request
+                    .with_session_id(id)
+                    .with_session_epoch(epoch)
+                    .with_topics(self.topics(changed, version))
+                    .with_forgotten_topics_data(forgotten(gone, by_id));
+                (request, Some((id, epoch)))
+            }
+            Err(replaces) => {
+                let first = self.turn % self.wanted.len().max(1);
+                self.turn = self.turn.wrapping_add(1);
+                let all = self.wanted.iter().cycle().skip(first).take(self.wanted.len());
+                let request = request.with_topics(self.topics(all, version));
+                let request = if self.options.sessions && version >= OLDEST_WITH_SESSIONS {
+                    request.with_session_id(replaces).with_session_epoch(FIRST_EPOCH)
+                } else {
+                    request.with_session_id(NO_SESSION).with_session_epoch(NO_SESSION_EPOCH)
+                };
+                (request, None)
+            }
+        };
+        Ok(Question { request, version, held: self.wanted.clone(), goes_on })
+    }
+
+    /// Whether a topic has been made anew: its old id's partitions cannot be left out one by one.
+    fn topic_changed(&self) -> bool {
+        self.wanted
+            .iter()
+            .any(|(place, wanted)| self.held.get(place).is_some_and(|held| held.topic_id != wanted.topic_id))
+    }
+
+    fn topics<'a>(&self, places: impl Iterator<Item = (&'a Place, &'a Wanted)>, version: i16) -> Vec<FetchTopic> {
+        let max_bytes = self.options.partition_max_bytes;
+        grouped(places)
+            .into_iter()
+            .map(|(name, id, partitions)| {
+                let partitions = partitions
+                    .into_iter()
+                    .map(|(partition, wanted)| fetch_partition(partition, wanted.position, max_bytes, version));
+                fetch_topic(name, id, version > NEWEST_BY_NAME).with_partitions(partitions.collect())
+            })
+            .collect()
     }
 }
 
-/// One partition, one Fetch, no session.
-#[expect(clippy::too_many_arguments, reason = "each is one field of the request")]
-pub async fn fetch_once(
-    _connection: &Connection,
-    _topic: &Arc<str>,
-    _topic_id: Option<TopicId>,
-    _partition: i32,
-    _offset: i64,
-    _leader_epoch: i32,
-    _max_bytes: i32,
-    _max_wait: Duration,
-    _isolation: Isolation,
-) -> Result<FetchedPartition, KafkaError> {
-    todo!()
+/// What `fetch_once` asks for.
+#[derive(Debug, Clone)]
+pub struct FetchOnce<'a> {
+    /// Topic.
+    pub topic: &'a Arc<str>,
+    /// Topic id, where known.
+    pub topic_id: Option<TopicId>,
+    /// Partition.
+    pub partition: i32,
+    /// Offset to fetch from.
+    pub offset: i64,
+    /// Leader epoch from metadata, -1 where unknown.
+    pub leader_epoch: i32,
+    /// Bytes of records; one batch larger than that still comes whole.
+    pub max_bytes: i32,
+    /// How long the broker may wait for the first record.
+    pub max_wait: Duration,
+    /// How far to read.
+    pub isolation: Isolation,
 }
+
+/// One partition, one Fetch, no session.
+pub async fn fetch_once(connection: &Connection, once: FetchOnce<'_>) -> Result<FetchedPartition, KafkaError> {
+    let options = FetchOptions {
+        max_wait: once.max_wait,
+        min_bytes: 1,
+        max_bytes: once.max_bytes,
+        partition_max_bytes: once.max_bytes,
+        read_committed: once.isolation == Isolation::ReadCommitted,
+        sessions: false,
+    };
+    let mut session = FetchSession::new(connection.clone(), options);
+    let position =
+        FetchPosition { offset: once.offset, current_leader_epoch: once.leader_epoch, last_fetched_epoch: None };
+    session.add(once.topic, once.topic_id, once.partition, position);
+    let mut fetched = session.fetch().await?;
+    fetched.pop().ok_or_else(|| KafkaError::answer(Api::Fetch, AnswerError::Missing).at(once.topic, once.partition))
+}
+
+/// The fields that are the same in every request of a fetcher. The rack id stays empty: a follower would answer only
+/// up to what it knows of the high watermark.
+fn base(options: &FetchOptions) -> FetchRequest {
+    FetchRequest::default()
+        .with_replica_id((-1).into())
+        .with_max_wait_ms(millis(options.max_wait))
+        .with_min_bytes(options.min_bytes)
+        .with_max_bytes(options.max_bytes)
+        .with_isolation_level(i8::from(options.read_committed))
+}
+
+fn fetch_partition(partition: i32, position: FetchPosition, max_bytes: i32, version: i16) -> FetchPartition {
+    let asked = FetchPartition::default()
+        .with_partition(partition)
+        .with_fetch_offset(position.offset)
+        .with_current_leader_epoch(position.current_leader_epoch)
+        .with_partition_max_bytes(max_bytes);
+    match position.last_fetched_epoch {
+        Some(epoch) if version >= OLDEST_WITH_DIVERGENCE => asked.with_last_fetched_epoch(epoch),
+        Some(_) | None => asked,
+    }
+}
+
+fn fetch_topic(name: &str, id: Option<TopicId>, by_id: bool) -> FetchTopic {
+    match id.filter(|_| by_id) {
+        Some(id) => FetchTopic::default().with_topic_id(topic_id(id)),
+        None => FetchTopic::default().with_topic(TopicName(text(name))),
+    }
+}
+
+fn forgotten<'a>(gone: impl Iterator<Item = (&'a Place, &'a Wanted)>, by_id: bool) -> Vec<ForgottenTopic> {
+    grouped(gone)
+        .into_iter()
+        .map(|(name, id, partitions)| {
+            let topic = ForgottenTopic::default()
+                .with_partitions(partitions.into_iter().map(|(partition, _)| partition).collect());
+            match id.filter(|_| by_id) {
+                Some(id) => topic.with_topic_id(topic_id(id)),
+                None => topic.with_topic(TopicName(text(name))),
+            }
+        })
+        .collect()
+}
+
+type Grouped<'a> = Vec<(&'a str, Option<TopicId>, Vec<(i32, &'a Wanted)>)>;
+
+/// Partitions by topic, topics in the order in which they come first.
+fn grouped<'a>(places: impl Iterator<Item = (&'a Place, &'a Wanted)>) -> Grouped<'a> {
+    let mut topics: Grouped<'a> = Vec::new();
+    let mut at: HashMap<&str, usize> = HashMap::new();
+    for ((topic, partition), wanted) in places {
+        let place = *at.entry(topic).or_insert(topics.len());
+        match topics.get_mut(place) {
+            Some((_, _, partitions)) => partitions.push((*partition, wanted)),
+            None => topics.push((topic, wanted.topic_id, vec![(*partition, wanted)])),
+        }
+    }
+    topics
+}
+
+fn next(question: &Question, granted: i32) -> Result<Session, KafkaError> {
+    let by_id = question.version > NEWEST_BY_NAME;
+    match (question.goes_on, granted) {
+        (None, NO_SESSION) => Ok(Session::NONE),
+        (None, id) => Ok(Session::Open { id, epoch: FIRST_EPOCH + 1, by_id }),
+        (Some((id, epoch)), granted) if granted == id => {
+            Ok(Session::Open { id, epoch: epoch.checked_add(1).unwrap_or(FIRST_EPOCH + 1), by_id })
+        }
+        (Some(_), _) => Err(KafkaError::answer(Api::Fetch, AnswerError::Range("the session id"))),
+    }
+}
+
+fn read(
+    answers: &[FetchableTopicResponse],
+    held: &BTreeMap<Place, Wanted>,
+) -> Result<Vec<FetchedPartition>, KafkaError> {
+    let mut asked: HashMap<(Key<'_>, i32), &Place> = HashMap::new();
+    for (place, wanted) in held {
+        asked.insert((Key::Name(&place.0), place.1), place);
+        if let Some(id) = wanted.topic_id {
+            asked.insert((Key::Id(id), place.1), place);
+        }
+    }
+    let mut fetched = Vec::new();
+    for topic in answers {
+        let key = Key::new(&topic.topic, topic.topic_id.into_bytes());
+        for partition in &topic.partitions {
+            let unasked = || KafkaError::answer(Api::Fetch, AnswerError::Unasked);
+            let place = asked.remove(&(key, partition.partition_index)).ok_or_else(unasked)?;
+            fetched.push(read_partition(place, partition));
+        }
+    }
+    Ok(fetched)
+}
+
+fn read_partition(place: &Place, answer: &PartitionData) -> FetchedPartition {
+    let diverging = &answer.diverging_epoch;
+    FetchedPartition {
+        topic: Arc::clone(&place.0),
+        partition: place.1,
+        error: ErrorCode::from_wire(answer.error_code),
+        high_watermark: answer.high_watermark,
+        last_stable_offset: answer.last_stable_offset,
+        log_start_offset: answer.log_start_offset,
+        diverging_epoch: (diverging.epoch >= 0).then_some((diverging.epoch, diverging.end_offset)),
+        records: answer.records.clone().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+#[path = "fetch/fetch_test.rs"]
+mod tests;

@@ -12,6 +12,7 @@ pub mod fetch;
 pub mod produce;
 pub mod records;
 pub mod settings;
+mod wire;
 
 pub use cluster::Cluster;
 pub use connection::Connection;

@@ -87,10 +87,7 @@ pub fn encode_batch(records: &[Record], writer: Writer) -> Result<Bytes, Records
             headers: headers_to_wire(&record.headers),
         })
         .collect();
-    let options = RecordEncodeOptions {
-        version: 2,
-        compression: Compression::None,
-    };
+    let options = RecordEncodeOptions { version: 2, compression: Compression::None };
     let mut batch = BytesMut::new();
     RecordBatchEncoder::encode(&mut batch, &wire, &options)
         .map_err(|error| RecordsError::Encode(error.to_string().into()))?;
@@ -100,15 +97,9 @@ pub fn encode_batch(records: &[Record], writer: Writer) -> Result<Bytes, Records
 /// The records of an uncompressed batch.
 pub fn decode_batch(batch: &Batch) -> Result<Vec<Record>, RecordsError> {
     let offset = batch.base_offset();
-    let malformed = |reason: &str| RecordsError::Malformed {
-        offset,
-        reason: reason.into(),
-    };
+    let malformed = |reason: &str| RecordsError::Malformed { offset, reason: reason.into() };
     if batch.codec() != Codec::None {
-        return Err(RecordsError::Compressed {
-            offset,
-            codec: batch.codec(),
-        });
+        return Err(RecordsError::Compressed { offset, codec: batch.codec() });
     }
     if !batch.crc_is_valid() {
         return Err(malformed("wrong CRC"));
@@ -132,28 +123,18 @@ pub fn decode_batch(batch: &Batch) -> Result<Vec<Record>, RecordsError> {
 }
 
 fn headers_to_wire(headers: &[(String, Option<Bytes>)]) -> IndexMap<StrBytes, Option<Bytes>> {
-    headers
-        .iter()
-        .map(|(name, value)| (StrBytes::from_string(name.clone()), value.clone()))
-        .collect()
+    headers.iter().map(|(name, value)| (StrBytes::from_string(name.clone()), value.clone())).collect()
 }
 
 fn headers_from_wire(headers: IndexMap<StrBytes, Option<Bytes>>) -> Vec<(String, Option<Bytes>)> {
-    headers
-        .into_iter()
-        .map(|(name, value)| (name.to_string(), value))
-        .collect()
+    headers.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const WRITER: Writer = Writer {
-        producer_id: 1 << 62,
-        epoch: 0,
-        sequence: 41,
-    };
+    const WRITER: Writer = Writer { producer_id: 1 << 62, epoch: 0, sequence: 41 };
 
     fn record(key: &'static str, value: Option<&'static str>) -> Record {
         Record {
@@ -171,10 +152,7 @@ mod tests {
         let batch = Batch::parse(encode_batch(&records, WRITER).unwrap()).unwrap();
         assert!(batch.crc_is_valid() && batch.is_dense());
         assert_eq!((batch.base_offset(), batch.record_count()), (0, 2));
-        assert_eq!(
-            (batch.producer_id(), batch.producer_epoch(), batch.base_sequence()),
-            (1 << 62, 0, 41)
-        );
+        assert_eq!((batch.producer_id(), batch.producer_epoch(), batch.base_sequence()), (1 << 62, 0, 41));
         let read = decode_batch(&batch).unwrap();
         assert_eq!((read[0].offset, read[1].offset), (0, 1));
         assert_eq!(read[0].value, records[0].value);
@@ -191,10 +169,7 @@ mod tests {
         let torn = Batch::parse(torn.into()).unwrap();
         assert!(matches!(decode_batch(&torn), Err(RecordsError::Malformed { .. })));
         let packed = tombolo_proto::testing::BatchBuilder::new(0).attributes(4).build();
-        assert!(matches!(
-            decode_batch(&packed),
-            Err(RecordsError::Compressed { codec: Codec::Zstd, .. })
-        ));
+        assert!(matches!(decode_batch(&packed), Err(RecordsError::Compressed { codec: Codec::Zstd, .. })));
         let crowded = tombolo_proto::testing::BatchBuilder::new(0).records(1_000).payload(10).build();
         assert!(matches!(decode_batch(&crowded), Err(RecordsError::Malformed { .. })));
     }
