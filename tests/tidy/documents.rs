@@ -41,9 +41,8 @@ pub(crate) fn metrics(tree: &Tree) -> Vec<Finding> {
     let recorded = recorded_metrics(tree, &crates);
     let mut named = BTreeSet::new();
     let mut findings = Vec::new();
-    let documents = tree
-        .files()
-        .filter(|(path, _)| *path == README || (path.starts_with("deploy/") && !has_extension(path, "rs")));
+    let documents =
+        tree.files().filter(|(path, _)| *path == README || (path.starts_with("deploy/") && !has_extension(path, "rs")));
     for (path, text) in documents {
         for (number, line) in lines(text) {
             for word in words_with(line, METRIC).filter(|word| !crates.contains(*word)) {
@@ -58,11 +57,7 @@ pub(crate) fn metrics(tree: &Tree) -> Vec<Finding> {
     }
     let unnamed = recorded.iter().filter(|(metric, _)| !named.contains(**metric));
     findings.extend(unnamed.map(|(metric, (path, number))| {
-        Finding::new(
-            path,
-            *number,
-            format!("{metric} is named neither in {README} nor in deploy/"),
-        )
+        Finding::new(path, *number, format!("{metric} is named neither in {README} nor in deploy/"))
     }));
     findings
 }
@@ -77,9 +72,8 @@ fn recorded_metrics<'t>(tree: &'t Tree, crates: &BTreeSet<String>) -> BTreeMap<&
         }
         for (number, line) in lines(without_tests(text)) {
             for part in line.split('"').skip(1).step_by(2) {
-                let is_name = part
-                    .bytes()
-                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+                let is_name =
+                    part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
                 if part.starts_with(METRIC) && part.len() > METRIC.len() && is_name && !crates.contains(part) {
                     recorded.entry(part).or_insert((path, number));
                 }
@@ -144,9 +138,7 @@ fn is_root_file(path: &str) -> bool {
 
 /// `a/{b,c}/d` as `a/b/d` and `a/c/d`.
 fn braces(word: &str) -> Vec<String> {
-    let parts = word
-        .split_once('{')
-        .and_then(|(head, rest)| Some((head, rest.split_once('}')?)));
+    let parts = word.split_once('{').and_then(|(head, rest)| Some((head, rest.split_once('}')?)));
     let Some((head, (inner, tail))) = parts else {
         return vec![word.to_owned()];
     };
@@ -162,11 +154,7 @@ fn matches_any(tree: &Tree, path: &str) -> bool {
     let wanted: Vec<&str> = path.split('/').collect();
     tree.files().any(|(file, _)| {
         let parts: Vec<&str> = file.split('/').collect();
-        parts.len() >= wanted.len()
-            && wanted
-                .iter()
-                .zip(&parts)
-                .all(|(pattern, name)| matches_name(pattern, name))
+        parts.len() >= wanted.len() && wanted.iter().zip(&parts).all(|(pattern, name)| matches_name(pattern, name))
     })
 }
 
@@ -203,22 +191,13 @@ mod tests {
 
     #[test]
     fn finds_a_path_that_does_not_exist() {
-        assert_eq!(
-            readme_paths("a\nsee `agent/src/main.rs`\n"),
-            ["README.md:2: agent/src/main.rs does not exist"]
-        );
+        assert_eq!(readme_paths("a\nsee `agent/src/main.rs`\n"), ["README.md:2: agent/src/main.rs does not exist"]);
         assert_eq!(
             readme_paths("```sh\ncat deploy/site.toml\n```\n"),
             ["README.md:2: deploy/site.toml does not exist"]
         );
-        assert_eq!(
-            readme_paths("`agent/src/{lib,main}.rs`"),
-            ["README.md:1: agent/src/main.rs does not exist"]
-        );
-        assert_eq!(
-            readme_paths("`deploy/*.yml`"),
-            ["README.md:1: deploy/*.yml does not exist"]
-        );
+        assert_eq!(readme_paths("`agent/src/{lib,main}.rs`"), ["README.md:1: agent/src/main.rs does not exist"]);
+        assert_eq!(readme_paths("`deploy/*.yml`"), ["README.md:1: deploy/*.yml does not exist"]);
         assert_eq!(readme_paths("`LICENSE`"), ["README.md:1: LICENSE does not exist"]);
         assert_eq!(texts(&paths(&Tree::of(&[]))), ["README.md: is missing"]);
     }
@@ -236,11 +215,7 @@ mod tests {
     }
 
     fn metric_findings(readme: &str, source: &str) -> Vec<String> {
-        texts(&metrics(&Tree::of(&[
-            (README, readme),
-            MANIFEST,
-            ("agent/src/site.rs", source),
-        ])))
+        texts(&metrics(&Tree::of(&[(README, readme), MANIFEST, ("agent/src/site.rs", source)])))
     }
 
     #[test]
@@ -252,10 +227,7 @@ mod tests {
     #[test]
     fn finds_a_metric_that_nobody_documents() {
         let found = metric_findings("", "//! a\ngauge!(\"tombolo_lag_bytes\");\n");
-        assert_eq!(
-            found,
-            ["agent/src/site.rs:2: tombolo_lag_bytes is named neither in README.md nor in deploy/"]
-        );
+        assert_eq!(found, ["agent/src/site.rs:2: tombolo_lag_bytes is named neither in README.md nor in deploy/"]);
     }
 
     #[test]
@@ -263,11 +235,7 @@ mod tests {
         let readme = "`tombolo_lag_bytes` `tombolo_rtt_seconds_bucket` `tombolo_agent=debug` `_tombolo`";
         let source = "gauge!(\"tombolo_lag_bytes\"); histogram!(\"tombolo_rtt_seconds\"); filter(\"tombolo_agent\");\n\
                       #[cfg(test)]\nmod tests { gauge!(\"tombolo_only_test\"); }\n";
-        assert!(
-            metric_findings(readme, source).is_empty(),
-            "{:?}",
-            metric_findings(readme, source)
-        );
+        assert!(metric_findings(readme, source).is_empty(), "{:?}", metric_findings(readme, source));
     }
 
     #[test]
@@ -276,14 +244,8 @@ mod tests {
             (README, ""),
             MANIFEST,
             ("agent/src/site.rs", "gauge!(\"tombolo_lag_bytes\");\n"),
-            (
-                "deploy/alerts.yaml",
-                "expr: tombolo_lag_bytes > 5 and tombolo_gone == 1\n",
-            ),
+            ("deploy/alerts.yaml", "expr: tombolo_lag_bytes > 5 and tombolo_gone == 1\n"),
         ]);
-        assert_eq!(
-            texts(&metrics(&tree)),
-            ["deploy/alerts.yaml:1: tombolo_gone is recorded nowhere"]
-        );
+        assert_eq!(texts(&metrics(&tree)), ["deploy/alerts.yaml:1: tombolo_gone is recorded nowhere"]);
     }
 }

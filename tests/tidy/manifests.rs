@@ -12,10 +12,7 @@ const ARROWS: [(&str, &[&str]); 6] = [
     ("tombolo-service", &[]),
     ("tombolo-kafka", &["tombolo-proto"]),
     ("tombolo-agent", &["tombolo-kafka", "tombolo-proto", "tombolo-service"]),
-    (
-        "tombolo-gateway",
-        &["tombolo-kafka", "tombolo-proto", "tombolo-service"],
-    ),
+    ("tombolo-gateway", &["tombolo-kafka", "tombolo-proto", "tombolo-service"]),
     ("tombolo-cli", &["tombolo-kafka", "tombolo-proto", "tombolo-service"]),
 ];
 
@@ -34,11 +31,7 @@ pub(crate) fn arrows(tree: &Tree) -> Vec<Finding> {
             continue;
         }
         let Some((_, allowed)) = ARROWS.iter().find(|(known, _)| *known == name) else {
-            findings.push(Finding::new(
-                path,
-                0,
-                format!("{name} has no line in ARROWS of tests/tidy"),
-            ));
+            findings.push(Finding::new(path, 0, format!("{name} has no line in ARROWS of tests/tidy")));
             continue;
         };
         for (section, dependency, _) in dependencies(&manifest) {
@@ -48,10 +41,7 @@ pub(crate) fn arrows(tree: &Tree) -> Vec<Finding> {
             }
             let pure = name != "tombolo-proto" || section == "dev-dependencies";
             if !ours && !pure && !PROTO_MAY_USE.contains(&dependency) {
-                let text = format!(
-                    "{name} is pure and may not use {dependency}: only {}",
-                    PROTO_MAY_USE.join(", ")
-                );
+                let text = format!("{name} is pure and may not use {dependency}: only {}", PROTO_MAY_USE.join(", "));
                 findings.push(Finding::new(path, 0, text));
             }
         }
@@ -64,11 +54,7 @@ pub(crate) fn inherits(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (path, manifest) in members(tree, &mut findings) {
         if !is_true(manifest.get("lints").and_then(|lints| lints.get("workspace"))) {
-            findings.push(Finding::new(
-                path,
-                0,
-                "lints stand in the root: [lints] workspace = true",
-            ));
+            findings.push(Finding::new(path, 0, "lints stand in the root: [lints] workspace = true"));
         }
         for (_, dependency, value) in dependencies(&manifest) {
             if !is_true(value.get("workspace")) {
@@ -87,11 +73,8 @@ pub(crate) fn suites(tree: &Tree) -> Vec<Finding> {
         return vec![Finding::new(path, 0, "is missing or no TOML")];
     };
     let tests = manifest.get("test").and_then(Value::as_array);
-    let listed: BTreeSet<&str> = tests
-        .into_iter()
-        .flatten()
-        .filter_map(|test| test.get("path").and_then(Value::as_str))
-        .collect();
+    let listed: BTreeSet<&str> =
+        tests.into_iter().flatten().filter_map(|test| test.get("path").and_then(Value::as_str)).collect();
     tree.files()
         .filter_map(|(file, _)| file.strip_prefix("tests/"))
         .filter(|file| file.ends_with("/main.rs") && file.matches('/').count() == 1)
@@ -122,12 +105,7 @@ fn dependencies(manifest: &Table) -> Vec<(&'static str, &str, &Value)> {
     let mut found = Vec::new();
     for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
         let table = manifest.get(section).and_then(Value::as_table);
-        found.extend(
-            table
-                .into_iter()
-                .flatten()
-                .map(|(name, value)| (section, name.as_str(), value)),
-        );
+        found.extend(table.into_iter().flatten().map(|(name, value)| (section, name.as_str(), value)));
     }
     found
 }
@@ -150,15 +128,9 @@ mod tests {
 
     #[test]
     fn finds_an_arrow_that_points_the_wrong_way() {
-        let agent = manifest(
-            "tombolo-agent",
-            "tombolo-gateway.workspace = true\ntombolo-kafka.workspace = true",
-        );
+        let agent = manifest("tombolo-agent", "tombolo-gateway.workspace = true\ntombolo-kafka.workspace = true");
         let found = arrows(&Tree::of(&[("agent/Cargo.toml", &agent)]));
-        assert_eq!(
-            texts(&found),
-            ["agent/Cargo.toml: tombolo-agent may not use tombolo-gateway"]
-        );
+        assert_eq!(texts(&found), ["agent/Cargo.toml: tombolo-agent may not use tombolo-gateway"]);
     }
 
     #[test]
@@ -204,10 +176,7 @@ mod tests {
             ("tests/sim/world/main.rs", "//! c"),
         ]);
         let found = texts(&suites(&tree));
-        assert_eq!(
-            found,
-            ["tests/Cargo.toml: e2e/main.rs never runs: add a [[test]] with this path"]
-        );
+        assert_eq!(found, ["tests/Cargo.toml: e2e/main.rs never runs: add a [[test]] with this path"]);
     }
 
     #[test]

@@ -10,19 +10,14 @@ const WORDS: [(&str, &str); 9] = [
     ("unbounded_channel", "tokio::sync::mpsc::channel with a limit"),
     ("mpsc::channel()", "std::sync::mpsc::sync_channel with a limit"),
     ("todo!(", "what it should do"),
-    (
-        "unimplemented!(",
-        "what it should do, or an error that says what is not supported",
-    ),
+    ("unimplemented!(", "what it should do, or an error that says what is not supported"),
     ("#[allow(", "#[expect(.., reason = \"..\")]"),
     ("#![allow(", "#![expect(.., reason = \"..\")]"),
 ];
 
 /// Attributes that need a reason.
-const NEEDS_REASON: [(&str, &str); 2] = [
-    ("#[ignore]", "#[ignore = \"why, and who runs it\"]"),
-    ("#[should_panic]", "#[should_panic(expected = \"..\")]"),
-];
+const NEEDS_REASON: [(&str, &str); 2] =
+    [("#[ignore]", "#[ignore = \"why, and who runs it\"]"), ("#[should_panic]", "#[should_panic(expected = \"..\")]")];
 
 /// File names that say nothing about what is inside.
 const EMPTY_NAMES: [&str; 6] = ["util", "utils", "helper", "helpers", "manager", "misc"];
@@ -37,13 +32,8 @@ const BOUNDARIES: [(&str, &[&str]); 5] = [
 ];
 
 /// Prefixes of the files that may speak QUIC.
-const QUIC: &[&str] = &[
-    "agent/src/carrier",
-    "agent/src/dial",
-    "gateway/src/carrier",
-    "gateway/src/listener",
-    "gateway/src/session",
-];
+const QUIC: &[&str] =
+    &["agent/src/carrier", "agent/src/dial", "gateway/src/carrier", "gateway/src/listener", "gateway/src/session"];
 
 /// These files hold what is banned as data.
 const RULES: &str = "tests/tidy/";
@@ -71,11 +61,7 @@ pub(crate) fn names(tree: &Tree) -> Vec<Finding> {
             findings.push(Finding::new(path, 0, "mod.rs: write foo.rs beside foo/"));
         }
         if stem.split('_').any(|part| EMPTY_NAMES.contains(&part)) {
-            findings.push(Finding::new(
-                path,
-                0,
-                format!("{stem} says nothing: name it for what it does"),
-            ));
+            findings.push(Finding::new(path, 0, format!("{stem} says nothing: name it for what it does")));
         }
     }
     findings
@@ -86,10 +72,7 @@ pub(crate) fn words(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (path, text) in tree.rust_files().filter(|(path, _)| !path.starts_with(RULES)) {
         for (number, line) in lines(text) {
-            let banned = WORDS
-                .iter()
-                .chain(&NEEDS_REASON)
-                .filter(|(word, _)| line.contains(word));
+            let banned = WORDS.iter().chain(&NEEDS_REASON).filter(|(word, _)| line.contains(word));
             findings
                 .extend(banned.map(|(word, instead)| Finding::new(path, number, format!("{word}: write {instead}"))));
             if has_task_without_issue(line) {
@@ -123,11 +106,7 @@ pub(crate) fn ascii(tree: &Tree) -> Vec<Finding> {
     for (path, text) in tree.files().filter(|(path, _)| is_written_text(path)) {
         for (number, line) in lines(text) {
             if let Some(odd) = line.chars().find(|character| !character.is_ascii()) {
-                findings.push(Finding::new(
-                    path,
-                    number,
-                    format!("{} is not ASCII", odd.escape_unicode()),
-                ));
+                findings.push(Finding::new(path, number, format!("{} is not ASCII", odd.escape_unicode())));
             }
         }
     }
@@ -135,19 +114,7 @@ pub(crate) fn ascii(tree: &Tree) -> Vec<Finding> {
 }
 
 fn is_written_text(path: &str) -> bool {
-    let by_extension = [
-        "rs",
-        "toml",
-        "md",
-        "yml",
-        "yaml",
-        "sh",
-        "xml",
-        "service",
-        "proto",
-        "json",
-        "properties",
-    ];
+    let by_extension = ["rs", "toml", "md", "yml", "yaml", "sh", "xml", "service", "proto", "json", "properties"];
     let by_name = ["LICENSE", ".ci/run", ".gitignore", "Containerfile"];
     by_extension.iter().any(|extension| has_extension(path, extension)) || by_name.contains(&path)
 }
@@ -185,10 +152,7 @@ mod tests {
     use super::*;
 
     fn found(rule: fn(&Tree) -> Vec<Finding>, path: &str, text: &str) -> Vec<String> {
-        rule(&Tree::of(&[(path, text)]))
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        rule(&Tree::of(&[(path, text)])).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -202,13 +166,9 @@ mod tests {
 
     #[test]
     fn finds_names_that_say_nothing() {
-        for path in [
-            "a/src/x/mod.rs",
-            "a/src/util.rs",
-            "a/src/kafka_utils.rs",
-            "a/src/session_manager.rs",
-            "tests/helper.rs",
-        ] {
+        for path in
+            ["a/src/x/mod.rs", "a/src/util.rs", "a/src/kafka_utils.rs", "a/src/session_manager.rs", "tests/helper.rs"]
+        {
             assert_eq!(found(names, path, "//! a\n").len(), 1, "{path}");
         }
         for path in ["a/src/model.rs", "a/src/utility_bill.rs", "a/src/x.rs"] {
@@ -221,8 +181,7 @@ mod tests {
         for (word, _) in WORDS.iter().chain(&NEEDS_REASON) {
             let hits = found(words, "agent/src/a.rs", &format!("//! a\nfn a() {{ {word} }}\n"));
             assert!(
-                hits.iter()
-                    .any(|hit| hit.starts_with(&format!("agent/src/a.rs:2: {word}: write "))),
+                hits.iter().any(|hit| hit.starts_with(&format!("agent/src/a.rs:2: {word}: write "))),
                 "{word}: {hits:?}"
             );
         }
@@ -256,17 +215,11 @@ mod tests {
     #[test]
     fn lets_foreign_types_stand_in_their_place() {
         let cases = [
-            (
-                "common/kafka/src/fetch.rs",
-                "use kafka_protocol::messages::FetchRequest;",
-            ),
+            ("common/kafka/src/fetch.rs", "use kafka_protocol::messages::FetchRequest;"),
             ("agent/src/carrier/quic.rs", "use quinn::Connection;"),
             ("gateway/src/listener.rs", "use quinn::Endpoint;"),
             ("tests/e2e/witness.rs", "use rdkafka::ClientConfig;"),
-            (
-                "agent/src/site.rs",
-                "let note = \"rdkafka::x\"; // quinn::Connection is elsewhere",
-            ),
+            ("agent/src/site.rs", "let note = \"rdkafka::x\"; // quinn::Connection is elsewhere"),
             ("agent/src/site.rs", "use crate::harlequinn::x;"),
         ];
         for (path, line) in cases {

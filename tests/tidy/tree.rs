@@ -25,11 +25,7 @@ pub(crate) struct Finding {
 
 impl Finding {
     pub(crate) fn new(path: &str, line: usize, text: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            text: text.into(),
-        }
+        Self { path: path.to_owned(), line, text: text.into() }
     }
 }
 
@@ -45,18 +41,14 @@ impl fmt::Display for Finding {
 
 impl Tree {
     pub(crate) fn of_repository() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .expect("tests/ has a parent");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent");
         let mut tree = Self::default();
         tree.read(root, root);
         tree
     }
 
     pub(crate) fn of(files: &[(&str, &str)]) -> Self {
-        let owned = files
-            .iter()
-            .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
+        let owned = files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
         Self { files: owned.collect() }
     }
 

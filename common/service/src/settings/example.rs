@@ -1,6 +1,7 @@
 //! Whether an example settings file shows every key there is.
 //!
-//! In an example a line `#key = value` (no space after `#`) is a setting that is not set; other `#` lines are comments.
+//! In an example a line `# key = value` or `# [table]` is a setting that is not set (the key is a bare TOML key); all
+//! other `#` lines are comments.
 
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -10,8 +11,8 @@ use super::{SettingsError, parse};
 /// No settings type has a key of this name.
 const PROBE: &str = "no_such_key";
 
-/// The keys of `T` that the example `text` does not show, neither set nor as `#key = value`. An error where the example
-/// is refused as settings, as it stands or with all its `#key` lines set: so it shows no key that does not exist.
+/// The keys of `T` that the example `text` does not show, neither set nor as `# key = value`. An error where the example
+/// is refused as settings, as it stands or with all those lines set: so it shows no key that does not exist.
 ///
 /// Works by asking: `T` and its parts say `deny_unknown_fields`, so an unknown key in a table is answered with the known
 /// ones. A table that takes the unknown key has keys of the user's own choice and is left alone.
@@ -83,17 +84,20 @@ fn path(steps: &[Step], key: &str) -> String {
     path + key
 }
 
-/// The text with its `#key = value` lines set. `#[table]` lines are set as well.
+/// The text with its commented-out settings and tables set.
 fn uncommented(text: &str) -> String {
-    let set = |line: &str| -> Option<String> {
-        let rest = line.strip_prefix('#')?;
-        let is_key =
-            rest.starts_with(|first: char| first.is_ascii_alphabetic() || first == '"') && rest.contains(" = ");
-        let is_table = rest.starts_with('[') && rest.trim_end().ends_with(']');
-        (is_key || is_table).then(|| rest.to_owned())
-    };
-    let lines: Vec<String> = text.lines().map(|line| set(line).unwrap_or_else(|| line.to_owned())).collect();
+    let lines: Vec<&str> = text.lines().map(|line| commented_setting(line).unwrap_or(line)).collect();
     lines.join("\n")
+}
+
+/// `key = value` of `# key = value`, or `[table]` of `# [table]`; nothing for words about them.
+fn commented_setting(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix('#')?.trim();
+    let is_bare = |key: &str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+    let is_key = rest.split_once(" = ").is_some_and(|(key, value)| is_bare(key) && !value.is_empty());
+    let table = rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let is_table = table.is_some_and(|name| is_bare(name.trim_matches(['[', ']'])));
+    (is_key || is_table).then_some(rest)
 }
 
 #[cfg(test)]
@@ -135,8 +139,8 @@ mod tests {
         paused: Option<bool>,
     }
 
-    const WHOLE: &str = "# A comment = no setting.\n[link]\ngateway = \"a\"\n#window = \"1 MiB\"\n#spill = \"2 s\"\n\n\
-                         #[[mirrors]]\n#topic = \"a\"\n#paused = true\n[kafka]\n\"bootstrap.servers\" = \"a\"\n[labels]\nx = \"y\"\n";
+    const WHOLE: &str = "# A comment = no setting.\n[link]\ngateway = \"a\"\n# window = \"1 MiB\"\n#spill = \"2 s\"\n\n\
+                         # [[mirrors]]\n# topic = \"a\"\n#paused = true\n[kafka]\n\"bootstrap.servers\" = \"a\"\n[labels]\nx = \"y\"\n";
 
     #[test]
     fn finds_nothing_missing_in_a_whole_example() {
@@ -147,7 +151,7 @@ mod tests {
     fn finds_each_key_that_is_not_shown() {
         for (line, key) in [
             ("#spill = \"2 s\"\n", "link.spill"),
-            ("#window = \"1 MiB\"\n", "link.window"),
+            ("# window = \"1 MiB\"\n", "link.window"),
             ("#paused = true\n", "mirrors[0].paused"),
             ("[labels]\nx = \"y\"\n", "labels"),
             ("[kafka]\n\"bootstrap.servers\" = \"a\"\n", "kafka"),
@@ -155,6 +159,17 @@ mod tests {
             let text = WHOLE.replace(line, "");
             assert_eq!(undocumented_keys::<Raw>(&text).unwrap(), [key], "{line}");
         }
+    }
+
+    #[test]
+    fn takes_words_about_settings_for_words() {
+        for line in
+            ["# The window = what is sent.", "# \"a.b\" = 1 is quoted", "# key =", "# [see below] for more", "#"]
+        {
+            assert_eq!(commented_setting(line), None, "{line}");
+        }
+        assert_eq!(commented_setting("# [[link.mirror]]"), Some("[[link.mirror]]"));
+        assert_eq!(commented_setting("#retry.most = \"1 min\""), Some("retry.most = \"1 min\""));
     }
 
     #[test]
