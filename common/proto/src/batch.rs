@@ -259,10 +259,7 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 /// Walks the batches of a record set as a broker serves it. A batch cut off at the end is left out, as every Kafka
 /// client does; [`Split::remaining`] tells how much was. After an error the walk ends.
 pub fn split(records: Bytes) -> Split {
-    Split {
-        rest: records,
-        broken: false,
-    }
+    Split { rest: records, broken: false }
 }
 
 /// Iterator over the batches of a record set; see [`split`].
@@ -293,26 +290,14 @@ impl Split {
         if self.rest.len() < size {
             return None;
         }
-        let batch = Batch {
-            bytes: self.rest.split_to(size),
-        };
+        let batch = Batch { bytes: self.rest.split_to(size) };
         let (last_offset_delta, count) = (batch.last_offset_delta(), batch.record_count());
         let in_range = offset >= 0
             && last_offset_delta >= 0
             && count >= 0
             && i64::from(count) <= i64::from(last_offset_delta) + 1
-            && offset
-                .checked_add(i64::from(last_offset_delta))
-                .is_some_and(|last| last < i64::MAX);
-        if in_range {
-            Some(Ok(batch))
-        } else {
-            Some(Err(BatchError::Range {
-                offset,
-                last_offset_delta,
-                count,
-            }))
-        }
+            && offset.checked_add(i64::from(last_offset_delta)).is_some_and(|last| last < i64::MAX);
+        if in_range { Some(Ok(batch)) } else { Some(Err(BatchError::Range { offset, last_offset_delta, count })) }
     }
 }
 
@@ -336,21 +321,11 @@ mod tests {
 
     #[test]
     fn reads_every_header_field() {
-        let batch = BatchBuilder::new(41)
-            .records(3)
-            .timestamps(1_000, 1_002)
-            .stamp(7, 2, 90)
-            .build();
-        assert_eq!(
-            (batch.base_offset(), batch.last_offset(), batch.next_offset()),
-            (41, 43, 44)
-        );
+        let batch = BatchBuilder::new(41).records(3).timestamps(1_000, 1_002).stamp(7, 2, 90).build();
+        assert_eq!((batch.base_offset(), batch.last_offset(), batch.next_offset()), (41, 43, 44));
         assert_eq!((batch.record_count(), batch.is_dense()), (3, true));
         assert_eq!((batch.base_timestamp(), batch.max_timestamp()), (1_000, 1_002));
-        assert_eq!(
-            (batch.producer_id(), batch.producer_epoch(), batch.base_sequence()),
-            (7, 2, 90)
-        );
+        assert_eq!((batch.producer_id(), batch.producer_epoch(), batch.base_sequence()), (7, 2, 90));
         assert!(batch.crc_is_valid());
         assert!(!batch.is_control() && !batch.is_transactional() && !batch.is_log_append_time());
         assert_eq!(batch.codec(), Codec::None);
@@ -379,19 +354,13 @@ mod tests {
         assert_eq!(Batch::parse(old.into()), Err(BatchError::Magic { offset: 9, magic: 1 }));
         let mut short = good.bytes().to_vec();
         short[8..12].copy_from_slice(&48_i32.to_be_bytes());
-        assert_eq!(
-            Batch::parse(short.into()),
-            Err(BatchError::Length { offset: 9, length: 48 })
-        );
+        assert_eq!(Batch::parse(short.into()), Err(BatchError::Length { offset: 9, length: 48 }));
         let mut longer = good.bytes().to_vec();
         longer.push(0);
         assert_eq!(Batch::parse(longer.into()), Err(BatchError::Truncated { left: 1 }));
         let mut count = good.bytes().to_vec();
         count[RECORD_COUNT..RECORD_COUNT + 4].copy_from_slice(&5_i32.to_be_bytes());
-        assert!(matches!(
-            Batch::parse(count.into()),
-            Err(BatchError::Range { count: 5, .. })
-        ));
+        assert!(matches!(Batch::parse(count.into()), Err(BatchError::Range { count: 5, .. })));
     }
 
     proptest::proptest! {

@@ -253,11 +253,7 @@ pub struct CloudLink {
 impl CloudLink {
     /// A session whose Hello is still to come.
     pub fn new(config: CloudConfig) -> Self {
-        Self {
-            config,
-            state: State::AwaitHello,
-            outputs: VecDeque::new(),
-        }
+        Self { config, state: State::AwaitHello, outputs: VecDeque::new() }
     }
 
     /// Takes an input. `now` never goes back.
@@ -270,18 +266,12 @@ impl CloudLink {
             (_, CloudInput::Superseded { newer }) => {
                 self.close(CloseCode::Superseded, format!("term {newer} took the link over"))
             }
-            (
-                _,
-                CloudInput::Message(EdgeMessage {
-                    body: Some(EdgeBody::Close(close)),
-                }),
-            ) => self.close(CloseCode::Shutdown, format!("the agent closed: {}", cut(close.reason))),
-            (
-                State::AwaitHello,
-                CloudInput::Message(EdgeMessage {
-                    body: Some(EdgeBody::Hello(hello)),
-                }),
-            ) => self.greet(hello),
+            (_, CloudInput::Message(EdgeMessage { body: Some(EdgeBody::Close(close)) })) => {
+                self.close(CloseCode::Shutdown, format!("the agent closed: {}", cut(close.reason)))
+            }
+            (State::AwaitHello, CloudInput::Message(EdgeMessage { body: Some(EdgeBody::Hello(hello)) })) => {
+                self.greet(hello)
+            }
             (State::AwaitHello, CloudInput::Message(_)) => {
                 self.close(CloseCode::Protocol, "the first message is not a Hello")
             }
@@ -296,10 +286,9 @@ impl CloudLink {
                 let open = Open::new(&self.config, &hello, term, write_after, &mut self.outputs);
                 State::Open(Box::new(open))
             }
-            (State::Claiming { .. }, CloudInput::ClaimFailed { reason }) => self.close(
-                CloseCode::Unavailable,
-                format!("the registry cannot be written: {reason}"),
-            ),
+            (State::Claiming { .. }, CloudInput::ClaimFailed { reason }) => {
+                self.close(CloseCode::Unavailable, format!("the registry cannot be written: {reason}"))
+            }
             (State::Claiming { .. }, CloudInput::Message(_)) => {
                 self.close(CloseCode::Protocol, "a message before the Welcome")
             }
@@ -334,11 +323,7 @@ impl CloudLink {
 
     /// When [`CloudInput::Timeout`] is due, and what for.
     pub fn next_timeout(&self) -> Option<(Time, &'static str)> {
-        if let State::Open(open) = &self.state {
-            open.next_timeout()
-        } else {
-            None
-        }
+        if let State::Open(open) = &self.state { open.next_timeout() } else { None }
     }
 
     /// Whether the session is over.
@@ -348,20 +333,12 @@ impl CloudLink {
 
     /// The session's term, once it has one.
     pub fn term(&self) -> Option<Term> {
-        if let State::Open(open) = &self.state {
-            Some(open.term())
-        } else {
-            None
-        }
+        if let State::Open(open) = &self.state { Some(open.term()) } else { None }
     }
 
     /// What there is to show.
     pub fn status(&self) -> CloudStatus {
-        if let State::Open(open) = &self.state {
-            open.status()
-        } else {
-            CloudStatus::default()
-        }
+        if let State::Open(open) = &self.state { open.status() } else { CloudStatus::default() }
     }
 
     fn greet(&mut self, hello: Hello) -> State {
@@ -382,13 +359,8 @@ impl CloudLink {
 
     fn close(&mut self, code: CloseCode, reason: impl Into<String>) -> State {
         let reason = cut(reason.into());
-        let close = Close {
-            code: code.number(),
-            reason: reason.clone(),
-        };
-        self.outputs.push_back(CloudOutput::Send(CloudMessage {
-            body: Some(CloudBody::Close(close)),
-        }));
+        let close = Close { code: code.number(), reason: reason.clone() };
+        self.outputs.push_back(CloudOutput::Send(CloudMessage { body: Some(CloudBody::Close(close)) }));
         self.outputs.push_back(CloudOutput::Close { code, reason });
         State::Closed
     }

@@ -92,24 +92,12 @@ pub struct Failure {
 impl Failure {
     /// A failure of the whole topic.
     pub fn of_topic(code: FailureCode, detail: impl Into<String>) -> Self {
-        Self {
-            code,
-            partition: None,
-            offset: None,
-            end_offset: None,
-            detail: cut(detail.into()),
-        }
+        Self { code, partition: None, offset: None, end_offset: None, detail: cut(detail.into()) }
     }
 
     /// A failure at an offset.
     pub fn at(code: FailureCode, partition: Partition, offset: Offset, detail: impl Into<String>) -> Self {
-        Self {
-            code,
-            partition: Some(partition),
-            offset: Some(offset),
-            end_offset: None,
-            detail: cut(detail.into()),
-        }
+        Self { code, partition: Some(partition), offset: Some(offset), end_offset: None, detail: cut(detail.into()) }
     }
 
     /// Adds the offset after the last one concerned.
@@ -160,10 +148,7 @@ mod tests {
     #[test]
     fn says_where_and_how_far() {
         let failure = Failure::at(FailureCode::ForeignWrite, 3, 120, "3 records by another producer").until(123);
-        assert_eq!(
-            failure.to_string(),
-            "FOREIGN_WRITE partition 3 offsets 120 to 122: 3 records by another producer"
-        );
+        assert_eq!(failure.to_string(), "FOREIGN_WRITE partition 3 offsets 120 to 122: 3 records by another producer");
     }
 
     #[test]

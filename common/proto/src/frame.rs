@@ -168,11 +168,7 @@ impl Frame {
     /// The frame's bytes, in pieces to be sent one after another. `compress` tries zstd over the body.
     pub fn encode(&self, compress: bool) -> Vec<Bytes> {
         let raw_bytes = self.bytes();
-        let packed = if compress && raw_bytes >= COMPRESS_FROM {
-            self.compressed(raw_bytes)
-        } else {
-            None
-        };
+        let packed = if compress && raw_bytes >= COMPRESS_FROM { self.compressed(raw_bytes) } else { None };
         let (flags, body) = match packed {
             Some(packed) => (FLAG_ZSTD, vec![packed]),
             None => (0, self.pieces()),
@@ -190,9 +186,7 @@ impl Frame {
         header.put_u32(u32::try_from(self.entries.len()).expect("entries are bounded"));
         header.put_u32(u32::try_from(raw_bytes).expect("frames are bounded"));
         header.put_u32(u32::try_from(body_bytes).expect("frames are bounded"));
-        let crc = body
-            .iter()
-            .fold(crc32c::crc32c(&header), |crc, piece| crc32c::crc32c_append(crc, piece));
+        let crc = body.iter().fold(crc32c::crc32c(&header), |crc, piece| crc32c::crc32c_append(crc, piece));
         header.put_u32(crc);
         let mut pieces = vec![header.freeze()];
         pieces.extend(body);
@@ -275,20 +269,13 @@ impl FrameHeader {
         let crc = at.get_u32();
         let limit = |field, value: u32, allowed: usize| {
             let (value, allowed) = (u64::from(value), allowed as u64);
-            if value > allowed {
-                Err(FrameError::Limit { field, value, allowed })
-            } else {
-                Ok(())
-            }
+            if value > allowed { Err(FrameError::Limit { field, value, allowed }) } else { Ok(()) }
         };
         limit("entries", entries, MAX_FRAME_ENTRIES)?;
         limit("raw bytes", raw_bytes, limits.max_bytes)?;
         limit("body bytes", body_bytes, limits.max_bytes)?;
         if partition < 0 || first_offset < 0 || next_offset <= first_offset {
-            return Err(FrameError::Offsets {
-                expected: first_offset,
-                found: next_offset,
-            });
+            return Err(FrameError::Offsets { expected: first_offset, found: next_offset });
         }
         let crc_so_far = crc32c::crc32c(bytes.get(..HEADER_BYTES - 4).unwrap_or_default());
         Ok(Self {
@@ -311,10 +298,7 @@ impl FrameHeader {
     pub fn decode_body(&self, body: Bytes) -> Result<Frame, FrameError> {
         let computed = crc32c::crc32c_append(self.crc_so_far, &body);
         if computed != self.crc {
-            return Err(FrameError::Checksum {
-                found: self.crc,
-                computed,
-            });
+            return Err(FrameError::Checksum { found: self.crc, computed });
         }
         let mut raw = if self.compressed { self.decompress(&body)? } else { body };
         if raw.len() != self.raw_bytes {
@@ -325,10 +309,7 @@ impl FrameHeader {
         for number in 0..self.entries {
             let entry = take_entry(&mut raw, expected).ok_or(FrameError::Entry { entry: number })??;
             if entry.offset() != expected {
-                return Err(FrameError::Offsets {
-                    expected,
-                    found: entry.offset(),
-                });
+                return Err(FrameError::Offsets { expected, found: entry.offset() });
             }
             expected = entry.next_offset();
             entries.push(entry);
@@ -337,29 +318,17 @@ impl FrameHeader {
             return Err(FrameError::Entry { entry: self.entries });
         }
         if expected != self.next_offset {
-            return Err(FrameError::Offsets {
-                expected,
-                found: self.next_offset,
-            });
+            return Err(FrameError::Offsets { expected, found: self.next_offset });
         }
-        Ok(Frame {
-            mirror: self.mirror,
-            run: self.run,
-            partition: self.partition,
-            entries,
-        })
+        Ok(Frame { mirror: self.mirror, run: self.run, partition: self.partition, entries })
     }
 
     fn decompress(&self, body: &[u8]) -> Result<Bytes, FrameError> {
-        zstd::bulk::decompress(body, self.raw_bytes)
-            .map(Bytes::from)
-            .map_err(|_| self.decompress_error())
+        zstd::bulk::decompress(body, self.raw_bytes).map(Bytes::from).map_err(|_| self.decompress_error())
     }
 
     fn decompress_error(&self) -> FrameError {
-        FrameError::Decompress {
-            raw_bytes: u32::try_from(self.raw_bytes).unwrap_or(u32::MAX),
-        }
+        FrameError::Decompress { raw_bytes: u32::try_from(self.raw_bytes).unwrap_or(u32::MAX) }
     }
 }
 
@@ -367,17 +336,10 @@ impl FrameHeader {
 fn take_entry(raw: &mut Bytes, expected: Offset) -> Option<Result<Entry, FrameError>> {
     match raw.try_get_u8().ok()? {
         ENTRY_BATCH => {
-            let size = raw
-                .get(8..12)
-                .and_then(|at| Some(i32::from_be_bytes(at.try_into().ok()?)))?;
-            let size = usize::try_from(size)
-                .ok()?
-                .checked_add(12)
-                .filter(|&size| size <= raw.len())?;
+            let size = raw.get(8..12).and_then(|at| Some(i32::from_be_bytes(at.try_into().ok()?)))?;
+            let size = usize::try_from(size).ok()?.checked_add(12).filter(|&size| size <= raw.len())?;
             Some(match Batch::parse(raw.split_to(size)) {
-                Ok(batch) if !batch.crc_is_valid() => Err(FrameError::BatchCrc {
-                    offset: batch.base_offset(),
-                }),
+                Ok(batch) if !batch.crc_is_valid() => Err(FrameError::BatchCrc { offset: batch.base_offset() }),
                 Ok(batch) => Ok(Entry::Batch(batch)),
                 Err(error) => Err(error.into()),
             })
@@ -385,10 +347,7 @@ fn take_entry(raw: &mut Bytes, expected: Offset) -> Option<Result<Entry, FrameEr
         ENTRY_GAP => {
             let count = raw.try_get_i64().ok().filter(|&count| count > 0)?;
             expected.checked_add(count)?;
-            Some(Ok(Entry::Gap {
-                offset: expected,
-                count,
-            }))
+            Some(Ok(Entry::Gap { offset: expected, count }))
         }
         _ => None,
     }

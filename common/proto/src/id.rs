@@ -34,8 +34,7 @@ pub enum NameError {
 }
 
 fn all_legal(name: &str) -> bool {
-    name.bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
 /// Name of a link: one site joined to one cloud cluster.
@@ -62,9 +61,10 @@ impl LinkName {
     /// the link id being the 64-bit FNV-1a hash of the name folded to 40 bits. Two links that share an id by
     /// chance never share a partition, so nothing follows from it.
     pub fn producer_id(&self) -> i64 {
-        let hash = self.0.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = self
+            .0
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         let folded = (hash >> LINK_ID_BITS) ^ (hash & LINK_ID_MASK);
         DERIVED_PRODUCER_ID | i64::try_from(folded.max(1)).expect("40 bits fit an i64")
     }

@@ -31,12 +31,7 @@ pub struct Lease {
 impl Lease {
     /// A lease for `term` that permits nothing until the first look.
     pub fn new(term: Term, duration: Time) -> Self {
-        Self {
-            term,
-            duration,
-            asked_at: None,
-            newer: None,
-        }
+        Self { term, duration, asked_at: None, newer: None }
     }
 
     /// A look at the registry's end, asked for at `asked_at`, saw `newest` as the link's latest term.

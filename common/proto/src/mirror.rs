@@ -205,11 +205,7 @@ impl Mirror {
 
     /// When [`Mirror::handle_timeout`] is due.
     pub fn next_timeout(&self) -> Option<Time> {
-        if let State::Waiting { until } = self.state {
-            Some(until)
-        } else {
-            None
-        }
+        if let State::Waiting { until } = self.state { Some(until) } else { None }
     }
 
     /// Next thing to do.
@@ -221,16 +217,8 @@ impl Mirror {
     pub fn validate(&self) -> Result<(), ChainError> {
         debug_assert!(self.in_flight.len() <= MAX_IN_FLIGHT);
         debug_assert_eq!(self.held_bytes, self.held.iter().map(Entry::bytes).sum::<usize>());
-        debug_assert!(
-            self.held
-                .front()
-                .is_none_or(|entry| entry.offset() <= self.progress.confirmed)
-        );
-        debug_assert!(
-            self.held
-                .back()
-                .is_none_or(|entry| entry.next_offset() == self.progress.received)
-        );
+        debug_assert!(self.held.front().is_none_or(|entry| entry.offset() <= self.progress.confirmed));
+        debug_assert!(self.held.back().is_none_or(|entry| entry.next_offset() == self.progress.received));
         self.progress.validate()
     }
 
@@ -279,12 +267,7 @@ impl Mirror {
                     entry.next_offset() - 1,
                     self.progress.received
                 );
-                self.fail_with(Failure::at(
-                    FailureCode::Diverged,
-                    self.partition,
-                    entry.offset(),
-                    detail,
-                ));
+                self.fail_with(Failure::at(FailureCode::Diverged, self.partition, entry.offset(), detail));
             }
             Decision::AlreadyThere | Decision::Wait => {}
         }
@@ -314,12 +297,7 @@ impl Mirror {
             }
             Outcome::Refused { reason } => {
                 let detail = format!("the cloud cluster refuses the batch: {reason}");
-                return self.fail_with(Failure::at(
-                    FailureCode::CloudRefused,
-                    self.partition,
-                    sent.offset,
-                    detail,
-                ));
+                return self.fail_with(Failure::at(FailureCode::CloudRefused, self.partition, sent.offset, detail));
             }
         }
         match self.state {
@@ -333,9 +311,7 @@ impl Mirror {
     pub fn recovery_failed(&mut self, attempt: u32, reason: String, now: Time) {
         if self.state == (State::Recovering { attempt }) {
             self.last_doubt = Some(reason);
-            self.state = State::Waiting {
-                until: now + self.backoff,
-            };
+            self.state = State::Waiting { until: now + self.backoff };
             self.backoff = (self.backoff * 2).min(LAST_BACKOFF);
         }
     }
@@ -381,10 +357,8 @@ impl Mirror {
                 first.producer_id(),
                 self.producer_id,
             );
-            return Err(
-                Failure::at(FailureCode::ForeignWrite, self.partition, first.base_offset(), detail)
-                    .until(last.next_offset()),
-            );
+            return Err(Failure::at(FailureCode::ForeignWrite, self.partition, first.base_offset(), detail)
+                .until(last.next_offset()));
         }
         if !self.placed || log_end <= self.progress.confirmed {
             return Ok(());
@@ -409,20 +383,8 @@ impl Mirror {
         self.placed = true;
         self.run += 1;
         self.forget(recovery.log_end);
-        let tail = recovery
-            .tail
-            .iter()
-            .rev()
-            .take(MAX_TAIL)
-            .rev()
-            .map(tail_batch)
-            .collect();
-        self.outputs.push_back(MirrorOutput::Position {
-            run: self.run,
-            next_offset: recovery.log_end,
-            tail,
-            rewind,
-        });
+        let tail = recovery.tail.iter().rev().take(MAX_TAIL).rev().map(tail_batch).collect();
+        self.outputs.push_back(MirrorOutput::Position { run: self.run, next_offset: recovery.log_end, tail, rewind });
     }
 
     fn ask(&mut self) {
@@ -446,21 +408,14 @@ impl Mirror {
             let Some(Entry::Batch(batch)) = self.held.get(at) else {
                 return;
             };
-            let stamp = Stamp {
-                producer_id: self.producer_id,
-                sequence: self.next_sequence,
-            };
+            let stamp = Stamp { producer_id: self.producer_id, sequence: self.next_sequence };
             let (offset, next_offset, count) = (batch.base_offset(), batch.next_offset(), batch.record_count());
             let batch = batch.stamped(stamp);
             self.next_sequence = advance(self.next_sequence, count);
             self.progress.produced = next_offset;
             let ticket = self.next_ticket;
             self.next_ticket += 1;
-            self.in_flight.push_back(InFlight {
-                ticket,
-                offset,
-                next_offset,
-            });
+            self.in_flight.push_back(InFlight { ticket, offset, next_offset });
             self.outputs.push_back(MirrorOutput::Produce { ticket, offset, batch });
         }
     }
@@ -484,12 +439,7 @@ impl Mirror {
              records unseen. Delete the mirror topic, take WRITE from everybody else, and let it be mirrored anew",
             sent.offset
         );
-        let failure = Failure::at(
-            FailureCode::ForeignWrite,
-            self.partition,
-            sent.offset.min(base_offset),
-            detail,
-        );
+        let failure = Failure::at(FailureCode::ForeignWrite, self.partition, sent.offset.min(base_offset), detail);
         self.fail_with(failure.until(sent.offset.max(base_offset)));
     }
 
@@ -533,11 +483,7 @@ pub fn advance(sequence: i32, count: i32) -> i32 {
 }
 
 fn tail_batch(batch: &Batch) -> TailBatch {
-    TailBatch {
-        base_offset: batch.base_offset(),
-        last_offset: batch.last_offset(),
-        crc: batch.canonical_crc(),
-    }
+    TailBatch { base_offset: batch.base_offset(), last_offset: batch.last_offset(), crc: batch.canonical_crc() }
 }
 
 #[cfg(test)]

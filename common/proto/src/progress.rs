@@ -24,11 +24,7 @@ pub struct EdgeProgress {
 impl EdgeProgress {
     /// Everything at `offset`.
     pub fn at(offset: Offset) -> Self {
-        Self {
-            confirmed: offset,
-            sent: offset,
-            fetched: offset,
-        }
+        Self { confirmed: offset, sent: offset, fetched: offset }
     }
 
     /// Checks the chain.
@@ -36,9 +32,7 @@ impl EdgeProgress {
         if 0 <= self.confirmed && self.confirmed <= self.sent && self.sent <= self.fetched {
             Ok(())
         } else {
-            Err(ChainError {
-                chain: format!("{self:?}"),
-            })
+            Err(ChainError { chain: format!("{self:?}") })
         }
     }
 }
@@ -57,11 +51,7 @@ pub struct CloudProgress {
 impl CloudProgress {
     /// Everything at `offset`.
     pub fn at(offset: Offset) -> Self {
-        Self {
-            confirmed: offset,
-            produced: offset,
-            received: offset,
-        }
+        Self { confirmed: offset, produced: offset, received: offset }
     }
 
     /// Checks the chain.
@@ -69,9 +59,7 @@ impl CloudProgress {
         if 0 <= self.confirmed && self.confirmed <= self.produced && self.produced <= self.received {
             Ok(())
         } else {
-            Err(ChainError {
-                chain: format!("{self:?}"),
-            })
+            Err(ChainError { chain: format!("{self:?}") })
         }
     }
 }
@@ -83,43 +71,11 @@ mod tests {
     #[test]
     fn chains_are_checked() {
         assert!(EdgeProgress::at(5).validate().is_ok());
-        assert!(
-            EdgeProgress {
-                confirmed: 6,
-                sent: 5,
-                fetched: 7
-            }
-            .validate()
-            .is_err()
-        );
-        assert!(
-            EdgeProgress {
-                confirmed: 5,
-                sent: 8,
-                fetched: 7
-            }
-            .validate()
-            .is_err()
-        );
+        assert!(EdgeProgress { confirmed: 6, sent: 5, fetched: 7 }.validate().is_err());
+        assert!(EdgeProgress { confirmed: 5, sent: 8, fetched: 7 }.validate().is_err());
         assert!(EdgeProgress::at(-1).validate().is_err());
         assert!(CloudProgress::at(0).validate().is_ok());
-        assert!(
-            CloudProgress {
-                confirmed: 1,
-                produced: 0,
-                received: 3
-            }
-            .validate()
-            .is_err()
-        );
-        assert!(
-            CloudProgress {
-                confirmed: 1,
-                produced: 4,
-                received: 3
-            }
-            .validate()
-            .is_err()
-        );
+        assert!(CloudProgress { confirmed: 1, produced: 0, received: 3 }.validate().is_err());
+        assert!(CloudProgress { confirmed: 1, produced: 4, received: 3 }.validate().is_err());
     }
 }

@@ -323,14 +323,8 @@ pub enum CloseCode {
 
 impl CloseCode {
     /// Every code.
-    pub const ALL: [Self; 6] = [
-        Self::Shutdown,
-        Self::Protocol,
-        Self::Version,
-        Self::UnknownLink,
-        Self::Superseded,
-        Self::Unavailable,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Shutdown, Self::Protocol, Self::Version, Self::UnknownLink, Self::Superseded, Self::Unavailable];
 
     /// Number on the wire.
     pub fn number(self) -> u32 {

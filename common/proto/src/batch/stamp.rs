@@ -50,10 +50,7 @@ impl Batch {
         let mut covered = self.covered();
         let mut put = |at: usize, value: &[u8]| {
             let at = at - ATTRIBUTES;
-            covered
-                .get_mut(at..at + value.len())
-                .expect("fields lie in the header")
-                .copy_from_slice(value);
+            covered.get_mut(at..at + value.len()).expect("fields lie in the header").copy_from_slice(value);
         };
         put(ATTRIBUTES, &(self.attributes() & !TRANSACTIONAL).to_be_bytes());
         put(PRODUCER_ID, &producer_id.to_be_bytes());
@@ -78,26 +75,15 @@ mod tests {
     use super::*;
     use crate::testing::BatchBuilder;
 
-    const STAMP: Stamp = Stamp {
-        producer_id: (1 << 62) | 5,
-        sequence: i32::MAX,
-    };
+    const STAMP: Stamp = Stamp { producer_id: (1 << 62) | 5, sequence: i32::MAX };
 
     #[test]
     fn stamping_keeps_records_and_leaves_a_valid_crc() {
-        let batch = BatchBuilder::new(1_000)
-            .records(4)
-            .stamp(77, 3, 12)
-            .transactional()
-            .payload(9_000)
-            .build();
+        let batch = BatchBuilder::new(1_000).records(4).stamp(77, 3, 12).transactional().payload(9_000).build();
         let stamped = Batch::parse(batch.stamped(STAMP)).expect("a batch");
         assert!(stamped.crc_is_valid());
         assert_eq!((stamped.base_offset(), stamped.last_offset()), (0, 3));
-        assert_eq!(
-            (stamped.producer_id(), stamped.producer_epoch()),
-            (STAMP.producer_id, 0)
-        );
+        assert_eq!((stamped.producer_id(), stamped.producer_epoch()), (STAMP.producer_id, 0));
         assert_eq!(stamped.base_sequence(), i32::MAX);
         assert!(!stamped.is_transactional());
         assert_eq!(stamped.record_section(), batch.record_section());

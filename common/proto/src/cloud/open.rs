@@ -50,9 +50,7 @@ struct OpenMirror {
 
 impl OpenMirror {
     fn partition(&mut self, partition: Partition) -> Option<&mut OpenPartition> {
-        usize::try_from(partition)
-            .ok()
-            .and_then(|at| self.partitions.get_mut(at))
+        usize::try_from(partition).ok().and_then(|at| self.partitions.get_mut(at))
     }
 }
 
@@ -80,9 +78,7 @@ impl Open {
         write_after: Time,
         out: &mut VecDeque<CloudOutput>,
     ) -> Self {
-        let max_frame_bytes = usize::try_from(hello.max_frame_bytes)
-            .unwrap_or(usize::MAX)
-            .min(config.max_frame_bytes);
+        let max_frame_bytes = usize::try_from(hello.max_frame_bytes).unwrap_or(usize::MAX).min(config.max_frame_bytes);
         send(
             out,
             CloudBody::Welcome(Welcome {
@@ -135,26 +131,14 @@ impl Open {
                 }
             }
             CloudInput::TopicFailed { mirror, failure } => self.fail(mirror, failure, false, out),
-            CloudInput::Recovered {
-                mirror,
-                partition,
-                attempt,
-                result,
-            } => {
+            CloudInput::Recovered { mirror, partition, attempt, result } => {
                 self.with_partition((mirror, partition), now, out, |open| match result {
                     Ok(recovery) => open.mirror.recovered(attempt, &recovery),
                     Err(reason) => open.mirror.recovery_failed(attempt, reason, now),
                 });
             }
-            CloudInput::Produced {
-                mirror,
-                partition,
-                ticket,
-                outcome,
-            } => {
-                self.with_partition((mirror, partition), now, out, |open| {
-                    open.mirror.produced(ticket, outcome)
-                });
+            CloudInput::Produced { mirror, partition, ticket, outcome } => {
+                self.with_partition((mirror, partition), now, out, |open| open.mirror.produced(ticket, outcome));
             }
             CloudInput::Mirrors(mirrors) => self.apply_settings(mirrors, out),
             CloudInput::Timeout => self.timeout(now, out),
@@ -176,19 +160,9 @@ impl Open {
                 continue;
             };
             let (offset, run) = (open.mirror.progress().confirmed, open.mirror.run());
-            entries.push(PartitionOffset {
-                mirror: id.0,
-                partition,
-                offset,
-                run,
-            });
+            entries.push(PartitionOffset { mirror: id.0, partition, offset, run });
             if entries.len() == MAX_ENTRIES {
-                send(
-                    out,
-                    CloudBody::Confirm(Positions {
-                        entries: std::mem::take(&mut entries),
-                    }),
-                );
+                send(out, CloudBody::Confirm(Positions { entries: std::mem::take(&mut entries) }));
             }
         }
         if !entries.is_empty() {
@@ -228,33 +202,21 @@ impl Open {
         if source.partitions == 0 {
             let problem = cut(source.problem);
             let topic = mirror.settings.source.clone();
-            mirror.phase = Phase::SourceUnavailable {
-                reason: problem.clone(),
-            };
+            mirror.phase = Phase::SourceUnavailable { reason: problem.clone() };
             self.stop_partitions(id);
             out.push_back(CloudOutput::Event(CloudEvent::SourceUnavailable { topic, problem }));
             return Ok(());
         }
         let held = i32::try_from(mirror.partitions.len()).unwrap_or(i32::MAX);
         if source.partitions < held {
-            let detail = format!(
-                "the source topic has {} partitions, the mirror {held}",
-                source.partitions
-            );
-            self.fail(
-                id,
-                Failure::of_topic(FailureCode::SourcePartitionsDecreased, detail),
-                false,
-                out,
-            );
+            let detail = format!("the source topic has {} partitions, the mirror {held}", source.partitions);
+            self.fail(id, Failure::of_topic(FailureCode::SourcePartitionsDecreased, detail), false, out);
             return Ok(());
         }
         mirror.source = Some((source.partitions, source.configs));
         let unchanged = source.partitions == held && matches!(mirror.phase, Phase::Active);
         if !unchanged {
-            mirror.phase = Phase::Preparing {
-                reason: "the mirror topic is being made ready".to_owned(),
-            };
+            mirror.phase = Phase::Preparing { reason: "the mirror topic is being made ready".to_owned() };
             self.prepare(id, now, out);
         }
         Ok(())
@@ -287,21 +249,13 @@ impl Open {
         let wanted = *wanted;
         if partitions > wanted {
             let detail = format!("the source topic has {wanted} partitions, the mirror topic {partitions}");
-            return self.fail(
-                id,
-                Failure::of_topic(FailureCode::SourcePartitionsDecreased, detail),
-                false,
-                out,
-            );
+            return self.fail(id, Failure::of_topic(FailureCode::SourcePartitionsDecreased, detail), false, out);
         }
         mirror.phase = Phase::Active;
         for partition in mirror.partitions.len()..usize::try_from(wanted).unwrap_or(0) {
             let partition = Partition::try_from(partition).unwrap_or(Partition::MAX);
             let mirror_partition = PartitionMirror::new(partition, producer_id);
-            mirror.partitions.push(OpenPartition {
-                mirror: mirror_partition,
-                source_high_watermark: None,
-            });
+            mirror.partitions.push(OpenPartition { mirror: mirror_partition, source_high_watermark: None });
         }
         let topic = mirror.settings.topic.clone();
         for partition in 0..wanted {
@@ -316,10 +270,7 @@ impl Open {
             && let Some(mirror) = self.mirror(id)
         {
             let topic = mirror.settings.topic.clone();
-            out.push_back(CloudOutput::Event(CloudEvent::Unverified {
-                topic,
-                partition: placed.partition,
-            }));
+            out.push_back(CloudOutput::Event(CloudEvent::Unverified { topic, partition: placed.partition }));
         }
         Ok(())
     }
@@ -341,10 +292,7 @@ impl Open {
         let id = self.known(frame.mirror.0)?;
         let bytes = frame.bytes();
         if bytes > self.max_frame_bytes {
-            return Err(format!(
-                "a frame of {bytes} bytes, allowed are {}",
-                self.max_frame_bytes
-            ));
+            return Err(format!("a frame of {bytes} bytes, allowed are {}", self.max_frame_bytes));
         }
         let Some(open) = self.mirror(id).and_then(|mirror| mirror.partition(frame.partition)) else {
             return Ok(());
@@ -358,11 +306,7 @@ impl Open {
             return Ok(());
         }
         if self.held_bytes + bytes > self.credit_bytes {
-            return Err(format!(
-                "{} unconfirmed bytes, credit is {}",
-                self.held_bytes + bytes,
-                self.credit_bytes
-            ));
+            return Err(format!("{} unconfirmed bytes, credit is {}", self.held_bytes + bytes, self.credit_bytes));
         }
         let mut breach = None;
         let partition = frame.partition;
@@ -370,9 +314,8 @@ impl Open {
             for entry in frame.entries {
                 let offset = entry.offset();
                 if open.mirror.receive(entry) == Decision::Wait {
-                    breach = Some(format!(
-                        "mirror {id} partition {partition}: offset {offset} came before its predecessor"
-                    ));
+                    breach =
+                        Some(format!("mirror {id} partition {partition}: offset {offset} came before its predecessor"));
                     break;
                 }
             }
@@ -381,12 +324,7 @@ impl Open {
     }
 
     fn timeout(&mut self, now: Time, out: &mut VecDeque<CloudOutput>) {
-        let due: Vec<Key> = self
-            .timeouts
-            .iter()
-            .filter(|&(_, &at)| at <= now)
-            .map(|(&key, _)| key)
-            .collect();
+        let due: Vec<Key> = self.timeouts.iter().filter(|&(_, &at)| at <= now).map(|(&key, _)| key).collect();
         for key in due {
             self.timeouts.remove(&key);
             if key.1 < 0 {
@@ -402,10 +340,7 @@ impl Open {
         for at in 0..self.mirrors.len() {
             let id = MirrorId(u32::try_from(at).unwrap_or(u32::MAX));
             let Some(mirror) = self.mirror(id) else { continue };
-            let paused = wanted
-                .iter()
-                .find(|new| new.source == mirror.settings.source)
-                .is_none_or(|new| new.paused);
+            let paused = wanted.iter().find(|new| new.source == mirror.settings.source).is_none_or(|new| new.paused);
             if paused != mirror.settings.paused {
                 mirror.settings.paused = paused;
                 mirror.phase = if paused { Phase::Paused } else { Phase::AwaitSource };
@@ -414,25 +349,12 @@ impl Open {
             }
         }
         for settings in wanted {
-            if self
-                .mirrors
-                .iter()
-                .any(|mirror| mirror.settings.source == settings.source)
-            {
+            if self.mirrors.iter().any(|mirror| mirror.settings.source == settings.source) {
                 continue;
             }
             let id = MirrorId(u32::try_from(self.mirrors.len()).unwrap_or(u32::MAX));
-            let phase = if settings.paused {
-                Phase::Paused
-            } else {
-                Phase::AwaitSource
-            };
-            self.mirrors.push(OpenMirror {
-                settings,
-                phase,
-                source: None,
-                partitions: Vec::new(),
-            });
+            let phase = if settings.paused { Phase::Paused } else { Phase::AwaitSource };
+            self.mirrors.push(OpenMirror { settings, phase, source: None, partitions: Vec::new() });
             self.announce(id, out);
         }
     }
@@ -440,14 +362,7 @@ impl Open {
     fn announce(&mut self, id: MirrorId, out: &mut VecDeque<CloudOutput>) {
         let Some(mirror) = self.mirror(id) else { return };
         let topic = mirror.settings.source.as_str().to_owned();
-        send(
-            out,
-            CloudBody::Mirror(Mirror {
-                mirror: id.0,
-                topic,
-                paused: mirror.settings.paused,
-            }),
-        );
+        send(out, CloudBody::Mirror(Mirror { mirror: id.0, topic, paused: mirror.settings.paused }));
     }
 
     fn fail(&mut self, id: MirrorId, failure: Failure, told_by_agent: bool, out: &mut VecDeque<CloudOutput>) {
@@ -460,11 +375,7 @@ impl Open {
         self.stop_partitions(id);
         // Told also to an agent that told us: it takes back the credit of what we held.
         send(out, CloudBody::Failed(Failed::new(id, &failure)));
-        out.push_back(CloudOutput::Event(CloudEvent::MirrorFailed {
-            topic,
-            failure,
-            told_by_agent,
-        }));
+        out.push_back(CloudOutput::Event(CloudEvent::MirrorFailed { topic, failure, told_by_agent }));
     }
 
     fn stop_partitions(&mut self, id: MirrorId) {
@@ -501,46 +412,18 @@ impl Open {
             match output {
                 MirrorOutput::Recover { attempt } => {
                     let topic = topic.clone();
-                    out.push_back(CloudOutput::Recover {
-                        mirror: id,
-                        topic,
-                        partition,
-                        attempt,
-                    });
+                    out.push_back(CloudOutput::Recover { mirror: id, topic, partition, attempt });
                 }
                 MirrorOutput::Produce { ticket, offset, batch } => {
                     let topic = topic.clone();
-                    out.push_back(CloudOutput::Produce {
-                        mirror: id,
-                        topic,
-                        partition,
-                        ticket,
-                        offset,
-                        batch,
-                    });
+                    out.push_back(CloudOutput::Produce { mirror: id, topic, partition, ticket, offset, batch });
                 }
-                MirrorOutput::Position {
-                    run,
-                    next_offset,
-                    tail,
-                    rewind,
-                } => {
-                    let position = Position {
-                        mirror: id.0,
-                        partition,
-                        run,
-                        next_offset,
-                        tail,
-                        rewind,
-                    };
+                MirrorOutput::Position { run, next_offset, tail, rewind } => {
+                    let position = Position { mirror: id.0, partition, run, next_offset, tail, rewind };
                     send(out, CloudBody::Position(position));
                     if rewind {
                         let topic = topic.clone();
-                        out.push_back(CloudOutput::Event(CloudEvent::Rewound {
-                            topic,
-                            partition,
-                            next_offset,
-                        }));
+                        out.push_back(CloudOutput::Event(CloudEvent::Rewound { topic, partition, next_offset }));
                     }
                 }
                 MirrorOutput::Failed(found) => failure = Some(found),
@@ -586,9 +469,9 @@ impl Open {
 
 fn mirror_status(mirror: &OpenMirror) -> MirrorStatus {
     let state = match &mirror.phase {
-        Phase::AwaitSource => MirrorState::Pending {
-            reason: "the agent has not described the source topic yet".to_owned(),
-        },
+        Phase::AwaitSource => {
+            MirrorState::Pending { reason: "the agent has not described the source topic yet".to_owned() }
+        }
         Phase::Preparing { reason } => MirrorState::Pending { reason: reason.clone() },
         Phase::Active => MirrorState::Active,
         Phase::Paused => MirrorState::Paused,

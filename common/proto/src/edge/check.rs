@@ -17,15 +17,8 @@ pub fn check_batch(partition: Partition, batch: &Batch, max_bytes: usize) -> Res
         );
     }
     if batch.is_control() || batch.is_transactional() {
-        let kind = if batch.is_control() {
-            "a transaction marker"
-        } else {
-            "a transactional batch"
-        };
-        return refuse(
-            FailureCode::UnsupportedTransaction,
-            format!("{kind}: transactional logs are not mirrored yet"),
-        );
+        let kind = if batch.is_control() { "a transaction marker" } else { "a transactional batch" };
+        return refuse(FailureCode::UnsupportedTransaction, format!("{kind}: transactional logs are not mirrored yet"));
     }
     if batch.is_log_append_time() {
         let detail = "the batch has LogAppendTime timestamps, which are not mirrored yet".to_owned();
@@ -63,27 +56,15 @@ mod tests {
         let corrupt = Batch::parse(corrupt.into()).expect("a header");
         let table = [
             (corrupt, FailureCode::CorruptSourceBatch),
-            (
-                good.clone().attributes(0x30).build(),
-                FailureCode::UnsupportedTransaction,
-            ),
-            (
-                good.clone().transactional().build(),
-                FailureCode::UnsupportedTransaction,
-            ),
-            (
-                good.clone().attributes(0x08).build(),
-                FailureCode::UnsupportedLogAppendTime,
-            ),
+            (good.clone().attributes(0x30).build(), FailureCode::UnsupportedTransaction),
+            (good.clone().transactional().build(), FailureCode::UnsupportedTransaction),
+            (good.clone().attributes(0x08).build(), FailureCode::UnsupportedLogAppendTime),
             (good.clone().last_offset_delta(4).build(), FailureCode::UnsupportedGap),
             (good.payload(200).build(), FailureCode::BatchTooLarge),
         ];
         for (batch, code) in table {
             let failure = check_batch(3, &batch, 100).expect_err("refused");
-            assert_eq!(
-                (failure.code, failure.partition, failure.offset),
-                (code, Some(3), Some(5))
-            );
+            assert_eq!((failure.code, failure.partition, failure.offset), (code, Some(3), Some(5)));
         }
     }
 }

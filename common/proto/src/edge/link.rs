@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::partition::{Added, EdgePartition, Fetching, Placement, Recall};
+use super::partition::{EdgePartition, Fetching, Placement, Recall};
 use super::pool::{Pool, Rate};
 use super::status::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus, EdgeStatus};
 use super::{EdgeConfig, EdgeEvent, EdgeInput, EdgeOutput, SourceTopic, Verdict};
+use crate::batch::Batch;
 use crate::failure::{Failure, FailureCode, cut};
 use crate::frame::Frame;
 use crate::id::{MirrorId, Offset, Partition, Term, Time, TopicName};
@@ -67,9 +68,7 @@ struct EdgeMirror {
 
 impl EdgeMirror {
     fn partition(&mut self, partition: Partition) -> Option<&mut EdgePartition> {
-        usize::try_from(partition)
-            .ok()
-            .and_then(|at| self.partitions.get_mut(at))
+        usize::try_from(partition).ok().and_then(|at| self.partitions.get_mut(at))
     }
 }
 
@@ -114,23 +113,12 @@ impl EdgeLink {
             EdgeInput::Connected { cluster_id } => self.connected(&cluster_id),
             EdgeInput::Disconnected => self.disconnected(),
             EdgeInput::Message(message) => self.message(message.body, now),
-            EdgeInput::Source { topic, source } => self.source(&topic, source),
+            EdgeInput::Source { topic, source } => self.source(&topic, &source),
             EdgeInput::SourceFailed { topic, failure } => self.fail(&topic, failure, false),
-            EdgeInput::TailCompared {
-                topic,
-                partition,
-                ticket,
-                verdict,
-            } => {
+            EdgeInput::TailCompared { topic, partition, ticket, verdict } => {
                 self.tail_compared(&topic, partition, ticket, verdict);
             }
-            EdgeInput::Fetched {
-                topic,
-                partition,
-                fetch,
-                batches,
-                high_watermark,
-            } => {
+            EdgeInput::Fetched { topic, partition, fetch, batches, high_watermark } => {
                 self.fetched(&(topic, partition), fetch, batches, high_watermark);
             }
             EdgeInput::FetchFailed { topic, fetch, failure } => self.fetch_failed(&topic, fetch, failure),
@@ -147,11 +135,7 @@ impl EdgeLink {
 
     /// When [`EdgeInput::Timeout`] is due, and what for.
     pub fn next_timeout(&self) -> Option<(Time, &'static str)> {
-        if let Session::Open(open) = &self.session {
-            Some((open.positions_due, "tell source positions"))
-        } else {
-            None
-        }
+        if let Session::Open(open) = &self.session { Some((open.positions_due, "tell source positions")) } else { None }
     }
 
     /// The next frame to send, chosen now; `None` until more is fetched, confirmed or placed.
@@ -161,13 +145,9 @@ impl EdgeLink {
         };
         for _ in 0..self.ready.len() {
             let key = self.ready.pop_front()?;
-            let Some(mirror) = self.mirrors.get_mut(&key.0) else {
-                continue;
-            };
+            let Some(mirror) = self.mirrors.get_mut(&key.0) else { continue };
             let Some(id) = mirror.id else { continue };
-            let Some(partition) = mirror.partition(key.1) else {
-                continue;
-            };
+            let Some(partition) = mirror.partition(key.1) else { continue };
             let Placement::Placed { run } = partition.placement else {
                 partition.queued = false;
                 continue;
@@ -176,19 +156,11 @@ impl EdgeLink {
                 self.ready.push_back(key);
                 continue;
             }
-            let target = self
-                .rate
-                .frame_target()
-                .min(open.max_frame_bytes)
-                .min(open.credit.free());
+            let target = self.rate.frame_target().min(open.max_frame_bytes).min(open.credit.free());
+            let before = partition.in_flight_bytes();
             let entries = partition.next_entries(target);
-            let frame = Frame {
-                mirror: id,
-                run,
-                partition: key.1,
-                entries,
-            };
-            open.credit.take(frame.bytes());
+            open.credit.change(before, partition.in_flight_bytes());
+            let frame = Frame { mirror: id, run, partition: key.1, entries };
             partition.validate();
             partition.queued = partition.has_unsent();
             if partition.queued {
@@ -221,8 +193,7 @@ impl EdgeLink {
     }
 
     fn send(&mut self, body: EdgeBody) {
-        self.outputs
-            .push_back(EdgeOutput::Send(EdgeMessage { body: Some(body) }));
+        self.outputs.push_back(EdgeOutput::Send(EdgeMessage { body: Some(body) }));
     }
 
     fn connected(&mut self, cluster_id: &str) {
@@ -260,10 +231,7 @@ impl EdgeLink {
             return;
         }
         let reason = cut(reason.into());
-        self.send(EdgeBody::Close(Close {
-            code: code.number(),
-            reason: reason.clone(),
-        }));
+        self.send(EdgeBody::Close(Close { code: code.number(), reason: reason.clone() }));
         self.outputs.push_back(EdgeOutput::Close { code, reason });
         self.disconnected();
         self.session = Session::Closing;
@@ -286,7 +254,7 @@ impl EdgeLink {
             }
             (Session::Open(open), Some(CloudBody::Position(position))) => {
                 let topic = topic_of(open, position.mirror);
-                topic.and_then(|topic| self.position(&topic, position))
+                topic.and_then(|topic| self.position(&topic, &position))
             }
             (Session::Open(_), Some(CloudBody::Confirm(positions))) => self.confirm(&positions, now),
             (Session::Open(open), Some(CloudBody::Failed(failed))) => {
@@ -301,40 +269,26 @@ impl EdgeLink {
     fn closed(&mut self, close: Close) {
         let code = CloseCode::from_number(close.code.into());
         let reason = cut(close.reason);
-        let event = EdgeEvent::ClosedByGateway {
-            code,
-            reason: reason.clone(),
-        };
+        let event = EdgeEvent::ClosedByGateway { code, reason: reason.clone() };
         self.outputs.push_back(EdgeOutput::Event(event));
-        self.outputs.push_back(EdgeOutput::Close {
-            code: CloseCode::Shutdown,
-            reason,
-        });
+        self.outputs.push_back(EdgeOutput::Close { code: CloseCode::Shutdown, reason });
         self.disconnected();
         self.session = Session::Closing;
     }
 
     fn welcome(&mut self, welcome: Welcome, now: Time) -> Result<(), Breach> {
         if !VERSIONS.contains(&welcome.version) {
-            return Err(format!(
-                "the gateway chose version {}, which was not offered",
-                welcome.version
-            ));
+            return Err(format!("the gateway chose version {}, which was not offered", welcome.version));
         }
         let max_frame_bytes = usize::try_from(welcome.max_frame_bytes).unwrap_or(usize::MAX);
         let credit_bytes = usize::try_from(welcome.credit_bytes).unwrap_or(usize::MAX);
         let expected = welcome.mirrors as usize;
         if max_frame_bytes > self.config.max_frame_bytes || credit_bytes < max_frame_bytes || expected > MAX_MIRRORS {
-            return Err(format!(
-                "a Welcome with credit {credit_bytes}, frame {max_frame_bytes}, {expected} mirrors"
-            ));
+            return Err(format!("a Welcome with credit {credit_bytes}, frame {max_frame_bytes}, {expected} mirrors"));
         }
         let software = cut(welcome.software);
-        let event = EdgeEvent::Welcomed {
-            term: Term(welcome.term),
-            software: software.clone(),
-            mirrors: welcome.mirrors,
-        };
+        let event =
+            EdgeEvent::Welcomed { term: Term(welcome.term), software: software.clone(), mirrors: welcome.mirrors };
         self.outputs.push_back(EdgeOutput::Event(event));
         self.session = Session::Open(Open {
             term: Term(welcome.term),
@@ -368,9 +322,8 @@ impl EdgeLink {
         let was_paused = matches!(mirror.phase, Phase::Paused);
         if told.paused {
             mirror.phase = Phase::Paused;
-            let owed = std::mem::take(&mut mirror.owed_credit);
-            let in_flight = self.drop_partitions(&topic);
-            self.give_back_credit(owed + in_flight);
+            self.release_owed(&topic);
+            self.drop_partitions(&topic);
             self.outputs.push_back(EdgeOutput::Forget { topic: topic.clone() });
         } else {
             // What is known of the topic is told at once; the look-up that follows tells only what changed since.
@@ -383,10 +336,7 @@ impl EdgeLink {
             self.outputs.push_back(EdgeOutput::Discover { topic: topic.clone() });
         }
         if was_paused != told.paused {
-            self.outputs.push_back(EdgeOutput::Event(EdgeEvent::MirrorPaused {
-                topic,
-                paused: told.paused,
-            }));
+            self.outputs.push_back(EdgeOutput::Event(EdgeEvent::MirrorPaused { topic, paused: told.paused }));
         }
         if first
             && let Session::Open(open) = &self.session
@@ -399,12 +349,8 @@ impl EdgeLink {
 
     /// All mirrors of the session are told: those of an earlier one that are not among them are the link's no more.
     fn drop_untold(&mut self) {
-        let gone: Vec<_> = self
-            .mirrors
-            .iter()
-            .filter(|(_, mirror)| mirror.id.is_none())
-            .map(|(topic, _)| topic.clone())
-            .collect();
+        let gone: Vec<_> =
+            self.mirrors.iter().filter(|(_, mirror)| mirror.id.is_none()).map(|(topic, _)| topic.clone()).collect();
         for topic in gone {
             // Told in an earlier session only: nothing of it is in flight in this one.
             self.drop_partitions(&topic);
@@ -413,33 +359,25 @@ impl EdgeLink {
         }
     }
 
-    fn source(&mut self, topic: &TopicName, source: Result<SourceTopic, String>) {
-        let Some(mirror) = self.mirrors.get_mut(topic) else {
-            return;
-        };
+    fn source(&mut self, topic: &TopicName, source: &Result<SourceTopic, String>) {
+        let Some(mirror) = self.mirrors.get_mut(topic) else { return };
         if matches!(mirror.phase, Phase::Paused | Phase::Failed(_)) {
             return;
         }
-        if let Ok(found) = &source {
+        if let Ok(found) = source {
             if let (Some(old), Some(new)) = (mirror.topic_id, found.topic_id)
                 && old != new
             {
                 let detail = "the source topic was deleted and created again: its offsets mean other records. Delete the \
                               mirror topic to mirror the new one from its start";
-                return self.fail(
-                    topic,
-                    Failure::of_topic(FailureCode::SourceTopicIdChanged, detail),
-                    false,
-                );
+                return self.fail(topic, Failure::of_topic(FailureCode::SourceTopicIdChanged, detail), false);
             }
             mirror.topic_id = found.topic_id;
             for at in mirror.partitions.len()..usize::try_from(found.partitions.min(MAX_PARTITIONS)).unwrap_or(0) {
-                mirror
-                    .partitions
-                    .push(EdgePartition::new(Partition::try_from(at).unwrap_or(Partition::MAX)));
+                mirror.partitions.push(EdgePartition::new(Partition::try_from(at).unwrap_or(Partition::MAX)));
             }
         }
-        let changed = match (&mirror.phase, &source) {
+        let changed = match (&mirror.phase, source) {
             (Phase::Ready(old), Ok(new)) => old != new,
             (Phase::Unavailable(old), Err(new)) => old != new,
             _ => true,
@@ -449,14 +387,12 @@ impl EdgeLink {
                 Ok(found) => Phase::Ready(found),
                 Err(problem) => Phase::Unavailable(problem),
             };
-            self.tell_source(topic, &source);
+            self.tell_source(topic, source);
         }
     }
 
     fn tell_source(&mut self, topic: &TopicName, source: &Result<SourceTopic, String>) {
-        let Some(MirrorId(mirror)) = self.mirrors.get(topic).and_then(|mirror| mirror.id) else {
-            return;
-        };
+        let Some(MirrorId(mirror)) = self.mirrors.get(topic).and_then(|mirror| mirror.id) else { return };
         let message = match source {
             Ok(found) => Source {
                 mirror,
@@ -465,17 +401,13 @@ impl EdgeLink {
                 configs: found.configs.iter().take(MAX_CONFIGS).cloned().collect(),
                 problem: String::new(),
             },
-            Err(problem) => Source {
-                mirror,
-                problem: cut(problem.clone()),
-                ..Source::default()
-            },
+            Err(problem) => Source { mirror, problem: cut(problem.clone()), ..Source::default() },
         };
         self.send(EdgeBody::Source(message));
     }
 
-    fn position(&mut self, topic: &TopicName, position: Position) -> Result<(), Breach> {
-        check_tail(&position)?;
+    fn position(&mut self, topic: &TopicName, position: &Position) -> Result<(), Breach> {
+        check_tail(position)?;
         let Some(mirror) = self.mirrors.get_mut(topic) else {
             return Ok(());
         };
@@ -484,65 +416,39 @@ impl EdgeLink {
         }
         let number = position.partition;
         let Some(partition) = mirror.partition(number) else {
-            return Err(format!(
-                "a position of {topic} partition {number}, which does not exist"
-            ));
+            return Err(format!("a position of {topic} partition {number}, which does not exist"));
         };
-        let Position {
-            run,
-            next_offset,
-            tail,
-            rewind,
-            ..
-        } = position;
+        let &Position { run, next_offset, ref tail, rewind, .. } = position;
         if run <= partition.last_run {
-            return Err(format!(
-                "{topic} partition {number}: run {run} after run {}",
-                partition.last_run
-            ));
+            return Err(format!("{topic} partition {number}: run {run} after run {}", partition.last_run));
         }
         partition.last_run = run;
         let in_flight = partition.unsend();
         self.next_ticket += 1;
         let ticket = self.next_ticket;
-        partition.placement = Placement::Comparing {
-            run,
-            next_offset,
-            ticket,
-        };
-        let recall = partition.recall(&tail, next_offset);
-        self.give_back_credit(in_flight);
+        partition.placement = Placement::Comparing { run, next_offset, ticket };
+        let recall = partition.recall(tail, next_offset);
+        if let Session::Open(open) = &mut self.session {
+            open.credit.change(in_flight, 0);
+        }
         if rewind {
-            let event = EdgeEvent::Rewound {
-                topic: topic.clone(),
-                partition: number,
-                next_offset,
-            };
+            let event = EdgeEvent::Rewound { topic: topic.clone(), partition: number, next_offset };
             self.outputs.push_back(EdgeOutput::Event(event));
         }
         match recall {
             Recall::Agrees => self.place(topic, number, false),
             Recall::Differs(failure) => self.fail(topic, failure, false),
             Recall::Unknown => {
-                let (topic, partition) = (topic.clone(), number);
-                self.outputs.push_back(EdgeOutput::CompareTail {
-                    topic,
-                    partition,
-                    ticket,
-                    tail,
-                    next_offset,
-                });
+                let (topic, partition, tail) = (topic.clone(), number, tail.clone());
+                self.outputs.push_back(EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset });
             }
         }
         Ok(())
     }
 
     fn tail_compared(&mut self, topic: &TopicName, partition: Partition, answered: u64, verdict: Verdict) {
-        let placement = self
-            .mirrors
-            .get_mut(topic)
-            .and_then(|mirror| mirror.partition(partition))
-            .map(|at| at.placement);
+        let placement =
+            self.mirrors.get_mut(topic).and_then(|mirror| mirror.partition(partition)).map(|at| at.placement);
         if !matches!(placement, Some(Placement::Comparing { ticket, .. }) if ticket == answered) {
             return;
         }
@@ -555,31 +461,18 @@ impl EdgeLink {
 
     /// The tail agrees: the run begins.
     fn place(&mut self, topic: &TopicName, number: Partition, unverified: bool) {
-        let Some(mirror) = self.mirrors.get_mut(topic) else {
-            return;
-        };
+        let Some(mirror) = self.mirrors.get_mut(topic) else { return };
         let Some(id) = mirror.id else { return };
-        let Some(partition) = mirror.partition(number) else {
-            return;
-        };
-        let Placement::Comparing { run, next_offset, .. } = partition.placement else {
-            return;
-        };
-        let (dropped, fetch_anew) = partition.place(run, next_offset);
+        let Some(partition) = mirror.partition(number) else { return };
+        let Placement::Comparing { run, next_offset, .. } = partition.placement else { return };
+        let before = partition.window_bytes();
+        let fetch_anew = partition.place(run, next_offset);
         partition.unverified = unverified;
         partition.validate();
-        self.window.give_back(dropped);
-        self.send(EdgeBody::Placed(Placed {
-            mirror: id.0,
-            partition: number,
-            run,
-            unverified,
-        }));
+        self.window.change(before, partition.window_bytes());
+        self.send(EdgeBody::Placed(Placed { mirror: id.0, partition: number, run, unverified }));
         if unverified {
-            let event = EdgeEvent::Unverified {
-                topic: topic.clone(),
-                partition: number,
-            };
+            let event = EdgeEvent::Unverified { topic: topic.clone(), partition: number };
             self.outputs.push_back(EdgeOutput::Event(event));
         }
         let key = (topic.clone(), number);
@@ -593,26 +486,17 @@ impl EdgeLink {
     fn fetch(&mut self, key: &Key) {
         self.next_ticket += 1;
         let fetch = self.next_ticket;
-        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
-            return;
-        };
+        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
         let Some(progress) = partition.progress() else { return };
         partition.fetching = Fetching::Running { fetch };
         self.throttled.remove(key);
         let (topic, partition) = key.clone();
-        self.outputs.push_back(EdgeOutput::Fetch {
-            topic,
-            partition,
-            fetch,
-            offset: progress.fetched,
-        });
+        self.outputs.push_back(EdgeOutput::Fetch { topic, partition, fetch, offset: progress.fetched });
         self.throttle(key);
     }
 
-    fn fetched(&mut self, key: &Key, fetch: u64, batches: Vec<crate::batch::Batch>, high_watermark: Offset) {
-        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
-            return;
-        };
+    fn fetched(&mut self, key: &Key, fetch: u64, batches: Vec<Batch>, high_watermark: Offset) {
+        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
         let current = match partition.fetching {
             Fetching::Running { fetch } | Fetching::Paused { fetch } => Some(fetch),
             Fetching::Off => None,
@@ -621,9 +505,10 @@ impl EdgeLink {
             return;
         }
         partition.high_watermark = Some(high_watermark);
-        let Added { bytes, failure } = partition.add(batches);
+        let before = partition.window_bytes();
+        let failure = partition.add(batches);
         partition.validate();
-        self.window.take(bytes);
+        self.window.change(before, partition.window_bytes());
         if let Some(failure) = failure {
             return self.fail(&key.0, failure, false);
         }
@@ -644,9 +529,7 @@ impl EdgeLink {
 
     /// Pauses the partition's fetch where it holds its share of the window.
     fn throttle(&mut self, key: &Key) {
-        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
-            return;
-        };
+        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
         if let Fetching::Running { fetch } = partition.fetching
             && !self.window.admits(partition.window_bytes())
         {
@@ -666,9 +549,7 @@ impl EdgeLink {
             let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
                 continue;
             };
-            let Fetching::Paused { fetch } = partition.fetching else {
-                continue;
-            };
+            let Fetching::Paused { fetch } = partition.fetching else { continue };
             if self.window.admits(partition.window_bytes()) {
                 partition.fetching = Fetching::Running { fetch };
                 let (topic, partition) = key;
@@ -681,9 +562,7 @@ impl EdgeLink {
 
     /// Gives the partition its turn at the link.
     fn queue(&mut self, key: &Key) {
-        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
-            return;
-        };
+        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
         let placed = matches!(partition.placement, Placement::Placed { .. });
         if placed && !partition.queued && partition.has_unsent() {
             partition.queued = true;
@@ -697,23 +576,18 @@ impl EdgeLink {
         }
         let mut freed_in_all = 0;
         for entry in &positions.entries {
-            let Session::Open(open) = &self.session else {
+            let Session::Open(open) = &mut self.session else {
                 return Ok(());
             };
             let topic = topic_of(open, entry.mirror)?;
-            let Some(partition) = self
-                .mirrors
-                .get_mut(&topic)
-                .and_then(|mirror| mirror.partition(entry.partition))
+            let Some(partition) = self.mirrors.get_mut(&topic).and_then(|mirror| mirror.partition(entry.partition))
             else {
-                return Err(format!(
-                    "a confirm of {topic} partition {}, which does not exist",
-                    entry.partition
-                ));
+                return Err(format!("a confirm of {topic} partition {}, which does not exist", entry.partition));
             };
             if partition.placement != (Placement::Placed { run: entry.run }) {
                 continue;
             }
+            let (held, in_flight) = (partition.window_bytes(), partition.in_flight_bytes());
             let Some(freed) = partition.confirm(entry.offset) else {
                 return Err(format!(
                     "{topic} partition {}: offset {} confirmed, but never sent",
@@ -721,52 +595,46 @@ impl EdgeLink {
                 ));
             };
             partition.validate();
+            self.window.change(held, partition.window_bytes());
+            open.credit.change(in_flight, partition.in_flight_bytes());
             freed_in_all += freed;
         }
-        self.window.give_back(freed_in_all);
-        self.give_back_credit(freed_in_all);
         self.rate.confirmed(freed_in_all, now);
         self.unthrottle();
         Ok(())
     }
 
-    fn give_back_credit(&mut self, bytes: usize) {
+    /// The gateway has let go of a failed mirror's frames.
+    fn release_owed(&mut self, topic: &TopicName) {
+        let Some(mirror) = self.mirrors.get_mut(topic) else { return };
+        let owed = std::mem::take(&mut mirror.owed_credit);
         if let Session::Open(open) = &mut self.session {
-            open.credit.give_back(bytes);
+            open.credit.release(owed);
         }
     }
 
     fn fail(&mut self, topic: &TopicName, failure: Failure, told_by_gateway: bool) {
-        let Some(mirror) = self.mirrors.get_mut(topic) else {
-            return;
-        };
         if told_by_gateway {
-            // Also the gateway's answer to our own word: it has let go of the mirror's frames.
-            let owed = std::mem::take(&mut mirror.owed_credit);
-            self.give_back_credit(owed);
+            // Also the gateway's answer to our own word.
+            self.release_owed(topic);
         }
-        let Some(mirror) = self.mirrors.get_mut(topic) else {
-            return;
-        };
+        let Some(mirror) = self.mirrors.get_mut(topic) else { return };
         if matches!(mirror.phase, Phase::Failed(_) | Phase::Paused) {
             return;
         }
         mirror.phase = Phase::Failed(failure.clone());
         let id = mirror.id;
         let in_flight = self.drop_partitions(topic);
-        if told_by_gateway {
-            self.give_back_credit(in_flight);
-        } else if let Some(mirror) = self.mirrors.get_mut(topic) {
+        if let (Session::Open(open), Some(mirror), false) =
+            (&mut self.session, self.mirrors.get_mut(topic), told_by_gateway)
+        {
             mirror.owed_credit = in_flight;
+            open.credit.reserve(in_flight);
         }
         if let (Some(id), false) = (id, told_by_gateway) {
             self.send(EdgeBody::Failed(Failed::new(id, &failure)));
         }
-        let event = EdgeEvent::MirrorFailed {
-            topic: topic.clone(),
-            failure,
-            told_by_gateway,
-        };
+        let event = EdgeEvent::MirrorFailed { topic: topic.clone(), failure, told_by_gateway };
         self.outputs.push_back(EdgeOutput::Event(event));
     }
 
@@ -776,19 +644,22 @@ impl EdgeLink {
         let Some(mirror) = self.mirrors.get_mut(topic) else {
             return 0;
         };
-        let (mut window, mut in_flight) = (0, 0);
+        let mut in_flight_in_all = 0;
         for partition in &mut mirror.partitions {
             if partition.fetching != Fetching::Off {
                 let (topic, partition) = (topic.clone(), partition.partition());
                 self.outputs.push_back(EdgeOutput::StopFetch { topic, partition });
             }
-            in_flight += partition.unsend();
-            window += partition.clear();
+            let in_flight = partition.unsend();
+            in_flight_in_all += in_flight;
+            if let Session::Open(open) = &mut self.session {
+                open.credit.change(in_flight, 0);
+            }
+            self.window.change(partition.clear(), 0);
         }
         self.throttled.retain(|key| key.0 != *topic);
-        self.window.give_back(window);
         self.unthrottle();
-        in_flight
+        in_flight_in_all
     }
 
     fn tell_source_positions(&mut self, now: Time) {
@@ -806,18 +677,11 @@ impl EdgeLink {
                 }
                 partition.told_high_watermark = partition.high_watermark;
                 let offset = partition.high_watermark.unwrap_or(0);
-                entries.push(PartitionOffset {
-                    mirror: id,
-                    partition: partition.partition(),
-                    offset,
-                    run: 0,
-                });
+                entries.push(PartitionOffset { mirror: id, partition: partition.partition(), offset, run: 0 });
             }
         }
         for entries in entries.chunks(MAX_ENTRIES) {
-            self.send(EdgeBody::SourcePositions(Positions {
-                entries: entries.to_vec(),
-            }));
+            self.send(EdgeBody::SourcePositions(Positions { entries: entries.to_vec() }));
         }
     }
 }
@@ -826,11 +690,7 @@ impl EdgeLink {
 /// is kept for partitions with nothing in flight.
 fn may_send(credit: &Pool, partition: &EdgePartition, reserve: usize) -> bool {
     let (own, next) = (partition.in_flight_bytes(), partition.next_bytes());
-    if own == 0 {
-        next <= credit.free()
-    } else {
-        credit.admits(own) && next + reserve <= credit.free()
-    }
+    if own == 0 { next <= credit.free() } else { credit.admits(own) && next + reserve <= credit.free() }
 }
 
 fn tell(open: &mut Open, mirror: &Mirror) -> Result<TopicName, Breach> {
@@ -846,10 +706,7 @@ fn tell(open: &mut Open, mirror: &Mirror) -> Result<TopicName, Breach> {
 }
 
 fn topic_of(open: &Open, mirror: u32) -> Result<TopicName, Breach> {
-    open.topics
-        .get(mirror as usize)
-        .cloned()
-        .ok_or_else(|| format!("mirror {mirror} was never told"))
+    open.topics.get(mirror as usize).cloned().ok_or_else(|| format!("mirror {mirror} was never told"))
 }
 
 /// A tail is bounded, joined, and ends at the position.
@@ -859,15 +716,11 @@ fn check_tail(position: &Position) -> Result<(), Breach> {
         .windows(2)
         .all(|pair| matches!(pair, [first, second] if first.last_offset.checked_add(1) == Some(second.base_offset)));
     let ordered = |batch: &TailBatch| 0 <= batch.base_offset && batch.base_offset <= batch.last_offset;
-    let ends = tail
-        .last()
-        .is_none_or(|last| last.last_offset.checked_add(1) == Some(*next_offset));
+    let ends = tail.last().is_none_or(|last| last.last_offset.checked_add(1) == Some(*next_offset));
     if *next_offset >= 0 && tail.len() <= MAX_TAIL && joined && ends && tail.iter().all(ordered) {
         Ok(())
     } else {
-        Err(format!(
-            "a position at offset {next_offset} with a tail that does not lead there"
-        ))
+        Err(format!("a position at offset {next_offset} with a tail that does not lead there"))
     }
 }
 
@@ -890,9 +743,9 @@ fn mirror_status((topic, mirror): (&TopicName, &EdgeMirror)) -> EdgeMirrorStatus
         placed: placed(partition),
         unverified: partition.unverified,
     };
-    EdgeMirrorStatus {
-        topic: topic.clone(),
-        state,
-        partitions: mirror.partitions.iter().map(partition).collect(),
-    }
+    EdgeMirrorStatus { topic: topic.clone(), state, partitions: mirror.partitions.iter().map(partition).collect() }
 }
+
+#[cfg(test)]
+#[path = "link_test.rs"]
+mod tests;

@@ -37,11 +37,7 @@ struct Held {
 
 impl Held {
     fn tail(&self) -> TailBatch {
-        TailBatch {
-            base_offset: self.batch.base_offset(),
-            last_offset: self.batch.last_offset(),
-            crc: self.crc,
-        }
+        TailBatch { base_offset: self.batch.base_offset(), last_offset: self.batch.last_offset(), crc: self.crc }
     }
 
     fn bytes(&self) -> usize {
@@ -55,15 +51,6 @@ pub(super) enum Recall {
     Agrees,
     Unknown,
     Differs(Failure),
-}
-
-/// What became of fetched batches.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Added {
-    /// Bytes added to the window.
-    pub(super) bytes: usize,
-    /// Why the rest was not.
-    pub(super) failure: Option<Failure>,
 }
 
 #[derive(Debug)]
@@ -129,16 +116,9 @@ impl EdgePartition {
         debug_assert_eq!(self.window_bytes, self.window.iter().map(Held::bytes).sum::<usize>());
         debug_assert_eq!(
             self.in_flight_bytes,
-            self.window
-                .iter()
-                .take(self.sent_batches)
-                .map(Held::bytes)
-                .sum::<usize>()
+            self.window.iter().take(self.sent_batches).map(Held::bytes).sum::<usize>()
         );
-        debug_assert_eq!(
-            self.progress.as_ref().map(EdgeProgress::validate),
-            self.progress.as_ref().map(|_| Ok(()))
-        );
+        debug_assert_eq!(self.progress.as_ref().map(EdgeProgress::validate), self.progress.as_ref().map(|_| Ok(())));
     }
 
     /// Compares a mirror's tail with what was shipped and what is held.
@@ -160,28 +140,23 @@ impl EdgePartition {
         if last_is_known { Recall::Agrees } else { Recall::Unknown }
     }
 
-    /// Goes on at `next_offset`, with what of the window lies behind it. Returns the bytes dropped from the window, and
-    /// whether fetching has to start anew, at [`EdgeProgress::fetched`].
-    pub(super) fn place(&mut self, run: u32, next_offset: Offset) -> (usize, bool) {
+    /// Goes on at `next_offset`, with what of the window lies behind it. Returns whether fetching has to start anew, at
+    /// [`EdgeProgress::fetched`].
+    pub(super) fn place(&mut self, run: u32, next_offset: Offset) -> bool {
         debug_assert_eq!(self.sent_batches, 0, "unsend comes first");
         self.placement = Placement::Placed { run };
-        let before = self.window_bytes;
         let on_border = self.progress.is_some_and(|progress| progress.fetched == next_offset)
             || self.window.iter().any(|held| held.batch.base_offset() == next_offset);
         if let (true, Some(progress)) = (on_border, self.progress) {
             self.drop_confirmed(next_offset);
-            self.progress = Some(EdgeProgress {
-                confirmed: next_offset,
-                sent: next_offset,
-                ..progress
-            });
+            self.progress = Some(EdgeProgress { confirmed: next_offset, sent: next_offset, ..progress });
         } else {
             self.window.clear();
             self.window_bytes = 0;
             self.progress = Some(EdgeProgress::at(next_offset));
             self.fetching = Fetching::Off;
         }
-        (before - self.window_bytes, self.fetching == Fetching::Off)
+        self.fetching == Fetching::Off
     }
 
     /// The session is over, or the run: nothing counts as sent. Returns the bytes that were in flight.
@@ -202,34 +177,23 @@ impl EdgePartition {
         std::mem::take(&mut self.window_bytes)
     }
 
-    /// Takes what was fetched, up to the first batch that does not join.
-    pub(super) fn add(&mut self, batches: Vec<Batch>) -> Added {
-        let mut added = Added {
-            bytes: 0,
-            failure: None,
-        };
-        let Some(progress) = &mut self.progress else {
-            return added;
-        };
+    /// Takes what was fetched, up to the first batch that does not join; returns why that one does not.
+    pub(super) fn add(&mut self, batches: Vec<Batch>) -> Option<Failure> {
+        let progress = self.progress.as_mut()?;
         for batch in batches {
             let (base, next) = (batch.base_offset(), progress.fetched);
             if batch.next_offset() <= next {
                 continue;
             }
             if base != next {
-                added.failure = Some(misfit(self.partition, next, &batch));
-                break;
+                return Some(misfit(self.partition, next, &batch));
             }
             progress.fetched = batch.next_offset();
-            let held = Held {
-                crc: batch.canonical_crc(),
-                batch,
-            };
-            added.bytes += held.bytes();
+            let held = Held { crc: batch.canonical_crc(), batch };
+            self.window_bytes += held.bytes();
             self.window.push_back(held);
         }
-        self.window_bytes += added.bytes;
-        added
+        None
     }
 
     /// The next frame's entries: at least one batch, then as many as fit into `target` bytes. Counts them as sent.

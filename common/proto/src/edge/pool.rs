@@ -1,7 +1,7 @@
 //! The two byte budgets of a site, and what the link lately carried.
 //!
-//! Both budgets are shared by dynamic thresholds: a partition may hold as much as half of what is still free. Partitions
-//! that stall fill ever smaller shares, so that something is always left for the others.
+//! Both budgets are shared by dynamic thresholds: of n partitions that hold some, each may hold 1/(n+1) of what is free.
+//! One alone gets half of what it leaves free; n that stall one after another leave 2/(n+2) of the budget.
 
 use std::collections::VecDeque;
 
@@ -15,38 +15,49 @@ const FIRST_TARGET: usize = 64 << 10;
 const BUCKET: Time = Time::from_secs(1);
 const BUCKETS: usize = 10;
 
-/// Bytes of one budget.
+/// Bytes of one budget, and how many hold some.
 #[derive(Debug)]
 pub(super) struct Pool {
     limit: usize,
     used: usize,
+    holders: usize,
 }
 
 impl Pool {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, used: 0 }
+        Self { limit, used: 0, holders: 0 }
     }
 
     pub(super) fn used(&self) -> usize {
         self.used
     }
 
-    pub(super) fn take(&mut self, bytes: usize) {
-        self.used += bytes;
-    }
-
-    pub(super) fn give_back(&mut self, bytes: usize) {
-        debug_assert!(bytes <= self.used, "{bytes} of {} given back", self.used);
-        self.used = self.used.saturating_sub(bytes);
-    }
-
     pub(super) fn free(&self) -> usize {
         self.limit.saturating_sub(self.used)
     }
 
-    /// Whether one that holds `own` bytes of the budget may take more, by how much it likes.
+    /// A holder that had `before` bytes has `after`.
+    pub(super) fn change(&mut self, before: usize, after: usize) {
+        debug_assert!(before <= self.used, "{before} of {} given back", self.used);
+        self.used = (self.used + after).saturating_sub(before);
+        self.holders = (self.holders + usize::from(after > 0)).saturating_sub(usize::from(before > 0));
+    }
+
+    /// Bytes that belong to no holder.
+    pub(super) fn reserve(&mut self, bytes: usize) {
+        self.used += bytes;
+    }
+
+    /// Gives back what was reserved.
+    pub(super) fn release(&mut self, bytes: usize) {
+        debug_assert!(bytes <= self.used, "{bytes} of {} released", self.used);
+        self.used = self.used.saturating_sub(bytes);
+    }
+
+    /// Whether one that holds `own` bytes may take more, by how much it likes.
     pub(super) fn admits(&self, own: usize) -> bool {
-        own < self.free() / 2 || (own == 0 && self.free() > 0)
+        let holders = self.holders + usize::from(own == 0);
+        self.free() > 0 && own < (self.free() / (1 + holders)).max(1)
     }
 }
 
@@ -77,11 +88,7 @@ impl Rate {
     /// Bytes a frame should have: what the link carried in its best second of the last ten.
     pub(super) fn frame_target(&self) -> usize {
         let best = self.buckets.iter().copied().chain([self.current]).max().unwrap_or(0);
-        if best == 0 {
-            FIRST_TARGET
-        } else {
-            best.clamp(MIN_FRAME_BYTES, LARGEST_TARGET)
-        }
+        if best == 0 { FIRST_TARGET } else { best.clamp(MIN_FRAME_BYTES, LARGEST_TARGET) }
     }
 }
 
@@ -95,12 +102,12 @@ mod tests {
         for _ in 0..100 {
             let mut own = 0;
             while pool.admits(own) {
+                pool.change(own, own + 1_000);
                 own += 1_000;
-                pool.take(1_000);
             }
             assert!(own > 0);
         }
-        assert!(pool.free() > 0);
+        assert!(pool.free() > 100_000, "{} left", pool.free());
     }
 
     #[test]

@@ -47,11 +47,7 @@ mod tests {
             (15, Decision::AlreadyThere, Decision::AlreadyThere),
         ];
         for (next, for_batch, for_gap) in table {
-            assert_eq!(
-                (decide(next, &batch), decide(next, &gap)),
-                (for_batch, for_gap),
-                "next {next}"
-            );
+            assert_eq!((decide(next, &batch), decide(next, &gap)), (for_batch, for_gap), "next {next}");
         }
     }
 }

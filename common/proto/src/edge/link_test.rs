@@ -1,0 +1,374 @@
+//! What the site's half promises: every session state against every input, and each rule of the window.
+
+use super::*;
+use crate::batch::Batch;
+use crate::frame::Entry;
+use crate::testing::BatchBuilder;
+use crate::wire::CloudMessage;
+
+const NOW: Time = Time::from_secs(100);
+const WINDOW: usize = 10_000;
+
+fn topic() -> TopicName {
+    TopicName::new("orders").expect("legal")
+}
+
+fn fresh() -> EdgeLink {
+    EdgeLink::new(EdgeConfig { software: "test".to_owned(), window_bytes: WINDOW, max_frame_bytes: 2_000 })
+}
+
+fn message(body: CloudBody) -> EdgeInput {
+    EdgeInput::Message(CloudMessage { body: Some(body) })
+}
+
+fn connected() -> EdgeInput {
+    EdgeInput::Connected { cluster_id: "source".to_owned() }
+}
+
+fn welcome(mirrors: u32) -> EdgeInput {
+    message(CloudBody::Welcome(Welcome {
+        version: 1,
+        term: 7,
+        credit_bytes: 6_000,
+        max_frame_bytes: 2_000,
+        software: "gateway".to_owned(),
+        mirrors,
+    }))
+}
+
+fn told(mirror: u32, topic: &str, paused: bool) -> EdgeInput {
+    message(CloudBody::Mirror(Mirror { mirror, topic: topic.to_owned(), paused }))
+}
+
+fn found(partitions: i32) -> EdgeInput {
+    let source = SourceTopic { partitions, topic_id: Some([1; 16]), configs: Vec::new() };
+    EdgeInput::Source { topic: topic(), source: Ok(source) }
+}
+
+fn batch(base: Offset) -> Batch {
+    BatchBuilder::new(base).records(2).payload(400).build()
+}
+
+fn tail(batch: &Batch) -> TailBatch {
+    TailBatch { base_offset: batch.base_offset(), last_offset: batch.last_offset(), crc: batch.canonical_crc() }
+}
+
+fn position(run: u32, next_offset: Offset, tail: Vec<TailBatch>) -> EdgeInput {
+    message(CloudBody::Position(Position { mirror: 0, partition: 0, run, next_offset, tail, rewind: false }))
+}
+
+fn confirm(run: u32, offset: Offset) -> EdgeInput {
+    let entry = PartitionOffset { mirror: 0, partition: 0, offset, run };
+    message(CloudBody::Confirm(Positions { entries: vec![entry] }))
+}
+
+fn fetched(fetch: u64, bases: impl IntoIterator<Item = Offset>) -> EdgeInput {
+    let batches: Vec<_> = bases.into_iter().map(batch).collect();
+    let high_watermark = batches.last().map_or(0, Batch::next_offset);
+    EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark }
+}
+
+fn feed(link: &mut EdgeLink, input: EdgeInput) -> Vec<EdgeOutput> {
+    link.handle(input, NOW);
+    std::iter::from_fn(|| link.poll_output()).collect()
+}
+
+fn frames(link: &mut EdgeLink) -> Vec<(u32, Offset, Offset)> {
+    std::iter::from_fn(|| link.poll_frame())
+        .map(|frame| (frame.run, frame.first_offset(), frame.next_offset()))
+        .collect()
+}
+
+/// Session open, "orders" told and found with one partition; no position yet.
+fn open() -> EdgeLink {
+    let mut link = fresh();
+    feed(&mut link, connected());
+    feed(&mut link, welcome(1));
+    assert_eq!(feed(&mut link, told(0, "orders", false)), [EdgeOutput::Discover { topic: topic() }]);
+    assert!(matches!(
+        &feed(&mut link, found(1))[..],
+        [EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::Source(_)) })]
+    ));
+    link
+}
+
+fn fetch_of(outputs: &[EdgeOutput]) -> Option<(u64, Offset)> {
+    outputs.iter().find_map(|output| {
+        if let EdgeOutput::Fetch { fetch, offset, .. } = output { Some((*fetch, *offset)) } else { None }
+    })
+}
+
+/// As [`open`], placed at offset 0 and fetching.
+fn live() -> (EdgeLink, u64) {
+    let mut link = open();
+    let outputs = feed(&mut link, position(1, 0, Vec::new()));
+    let (fetch, offset) = fetch_of(&outputs).expect("fetches");
+    assert_eq!(offset, 0);
+    (link, fetch)
+}
+
+fn reconnect(link: &mut EdgeLink) {
+    feed(link, EdgeInput::Disconnected);
+    feed(link, connected());
+    feed(link, welcome(1));
+    let outputs = feed(link, told(0, "orders", false));
+    assert!(matches!(outputs[..], [EdgeOutput::Send(_), EdgeOutput::Discover { .. }]), "{outputs:?}");
+}
+
+fn close_code(outputs: &[EdgeOutput]) -> Option<CloseCode> {
+    outputs.iter().find_map(|output| if let EdgeOutput::Close { code, .. } = output { Some(*code) } else { None })
+}
+
+fn failure(outputs: &[EdgeOutput]) -> Option<FailureCode> {
+    outputs.iter().find_map(|output| {
+        if let EdgeOutput::Event(EdgeEvent::MirrorFailed { failure, .. }) = output { Some(failure.code) } else { None }
+    })
+}
+
+#[test]
+fn every_session_state_meets_every_message() {
+    let p = Some(CloseCode::Protocol);
+    // Columns: down, await welcome, open, closing.
+    let table: [(&str, EdgeInput, [Option<CloseCode>; 4]); 9] = [
+        ("welcome", welcome(0), [None, None, p, None]),
+        ("mirror", told(0, "orders", false), [None, p, None, None]),
+        ("position", position(1, 0, Vec::new()), [None, p, None, None]),
+        ("confirm", confirm(1, 0), [None, p, None, None]),
+        ("unknown message", EdgeInput::Message(CloudMessage { body: None }), [None; 4]),
+        (
+            "close",
+            message(CloudBody::Close(Close { code: 3, reason: "x".to_owned() })),
+            [None, Some(CloseCode::Shutdown), Some(CloseCode::Shutdown), None],
+        ),
+        ("breach", EdgeInput::Breach { reason: "x".to_owned() }, [None, p, p, None]),
+        ("shutdown", EdgeInput::Shutdown, [None, Some(CloseCode::Shutdown), Some(CloseCode::Shutdown), None]),
+        ("timeout", EdgeInput::Timeout, [None; 4]),
+    ];
+    for (name, input, expected) in table {
+        let await_welcome = || {
+            let mut link = fresh();
+            feed(&mut link, connected());
+            link
+        };
+        let closing = || {
+            let mut link = await_welcome();
+            feed(&mut link, EdgeInput::Shutdown);
+            link
+        };
+        let states = [("down", fresh()), ("await welcome", await_welcome()), ("open", open()), ("closing", closing())];
+        for ((state, mut link), code) in states.into_iter().zip(expected) {
+            let outputs = feed(&mut link, input.clone());
+            assert_eq!(close_code(&outputs), code, "{name} in state {state}: {outputs:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_fetched_or_sent_before_a_position() {
+    let mut link = open();
+    assert_eq!(frames(&mut link), []);
+    assert_eq!(fetch_of(&feed(&mut link, found(1))), None);
+}
+
+#[test]
+fn sends_what_was_fetched_and_lets_go_of_what_is_confirmed() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2, 4]));
+    assert_eq!(frames(&mut link), [(1, 0, 6)]);
+    feed(&mut link, confirm(1, 4));
+    let status = link.status();
+    assert_eq!((status.mirrors[0].partitions[0].confirmed, status.mirrors[0].partitions[0].lag()), (Some(4), Some(2)));
+    assert_eq!(status.in_flight_bytes, status.window_bytes);
+    feed(&mut link, confirm(1, 6));
+    assert_eq!((link.status().window_bytes, link.status().in_flight_bytes), (0, 0));
+}
+
+#[test]
+fn resumes_from_the_window_after_a_lost_session() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2, 4]));
+    assert_eq!(frames(&mut link), [(1, 0, 6)]);
+    reconnect(&mut link);
+    assert_eq!(frames(&mut link), []);
+    let outputs = feed(&mut link, position(1, 2, vec![tail(&batch(0))]));
+    assert_eq!(fetch_of(&outputs), None, "the window holds what is wanted, and fetching went on");
+    assert_eq!(frames(&mut link), [(1, 2, 6)]);
+    feed(&mut link, fetched(fetch, [6]));
+    assert_eq!(frames(&mut link), [(1, 6, 8)]);
+}
+
+#[test]
+fn refetches_where_the_window_does_not_hold_it() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2, 4]));
+    frames(&mut link);
+    feed(&mut link, confirm(1, 6));
+    let outputs = feed(&mut link, position(2, 2, vec![tail(&batch(0))]));
+    let (anew, offset) = fetch_of(&outputs).expect("fetches");
+    assert_eq!(offset, 2);
+    feed(&mut link, fetched(fetch, [2]));
+    assert_eq!(frames(&mut link), [], "an answer to the old fetch is stale");
+    feed(&mut link, fetched(anew, [2]));
+    assert_eq!(frames(&mut link), [(2, 2, 4)]);
+}
+
+#[test]
+fn a_tail_that_differs_from_memory_fails_before_a_byte_is_sent() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2]));
+    frames(&mut link);
+    reconnect(&mut link);
+    let other = BatchBuilder::new(0).records(2).payload(400).fill(9).build();
+    let outputs = feed(&mut link, position(1, 2, vec![tail(&other)]));
+    assert_eq!(failure(&outputs), Some(FailureCode::Diverged));
+    assert_eq!(frames(&mut link), []);
+    assert_eq!(link.status().window_bytes, 0);
+}
+
+#[test]
+fn a_tail_unknown_to_memory_is_compared_with_the_source() {
+    for (verdict, sends) in [
+        (Verdict::Agrees, true),
+        (Verdict::Unverified, true),
+        (Verdict::Failed(Failure::of_topic(FailureCode::Diverged, "x")), false),
+    ] {
+        let mut link = open();
+        let outputs = feed(&mut link, position(1, 2, vec![tail(&batch(0))]));
+        let [EdgeOutput::CompareTail { ticket, next_offset: 2, .. }] = outputs[..] else { panic!("{outputs:?}") };
+        let input = |ticket| {
+            let verdict = verdict.clone();
+            EdgeInput::TailCompared { topic: topic(), partition: 0, ticket, verdict }
+        };
+        assert_eq!(feed(&mut link, input(ticket + 1)), [], "a stale answer");
+        let outputs = feed(&mut link, input(ticket));
+        assert_eq!(fetch_of(&outputs).map(|(_, offset)| offset), sends.then_some(2));
+        assert_eq!(failure(&outputs), (!sends).then_some(FailureCode::Diverged));
+    }
+}
+
+#[test]
+fn batches_that_do_not_join_fail_the_mirror() {
+    let (mut link, fetch) = live();
+    assert_eq!(failure(&feed(&mut link, fetched(fetch, [0, 6]))), Some(FailureCode::UnsupportedGap));
+    let mut link = open();
+    let outputs = feed(&mut link, position(1, 1, Vec::new()));
+    let [EdgeOutput::CompareTail { ticket, .. }] = outputs[..] else { panic!("{outputs:?}") };
+    let verdict = Verdict::Unverified;
+    let outputs = feed(&mut link, EdgeInput::TailCompared { topic: topic(), partition: 0, ticket, verdict });
+    let (fetch, _) = fetch_of(&outputs).expect("fetches");
+    assert_eq!(failure(&feed(&mut link, fetched(fetch, [0]))), Some(FailureCode::Diverged));
+}
+
+#[test]
+fn a_full_window_pauses_the_fetch_and_room_resumes_it() {
+    let (mut link, fetch) = live();
+    let mut base = 0;
+    let paused = loop {
+        let outputs = feed(&mut link, fetched(fetch, [base]));
+        base += 2;
+        if outputs.iter().any(|output| matches!(output, EdgeOutput::PauseFetch { .. })) {
+            break link.status().window_bytes;
+        }
+        assert!(base < 100, "never paused");
+    };
+    assert!(paused <= WINDOW);
+    feed(&mut link, EdgeInput::Disconnected);
+    feed(&mut link, fetched(fetch, [base]));
+    assert!(link.status().window_bytes > paused, "what was under way is welcome");
+    reconnect(&mut link);
+    let outputs = feed(&mut link, position(1, base, vec![tail(&batch(base - 2))]));
+    assert!(outputs.iter().any(|output| matches!(output, EdgeOutput::ResumeFetch { .. })), "{outputs:?}");
+}
+
+#[test]
+fn unconfirmed_bytes_stay_within_the_credit() {
+    let (mut link, fetch) = live();
+    for at in 0..9 {
+        feed(&mut link, fetched(fetch, [at * 2]));
+    }
+    let sent: usize = std::iter::from_fn(|| link.poll_frame()).map(|frame| frame.bytes()).sum();
+    assert!(sent > 0 && sent <= 6_000 - 2_000, "{sent} sent, with the reserve of a frame left");
+    assert_eq!(link.status().in_flight_bytes, sent);
+}
+
+#[test]
+fn a_partition_that_stalls_leaves_credit_to_the_others() {
+    let mut link = fresh();
+    feed(&mut link, connected());
+    feed(&mut link, welcome(1));
+    feed(&mut link, told(0, "orders", false));
+    feed(&mut link, found(2));
+    let mut place = |partition| {
+        let position = Position { mirror: 0, partition, run: 1, ..Position::default() };
+        fetch_of(&feed(&mut link, message(CloudBody::Position(position)))).expect("fetches").0
+    };
+    let (stalled, other) = (place(0), place(1));
+    for at in 0..9 {
+        feed(&mut link, fetched(stalled, [at * 2]));
+    }
+    assert!(frames(&mut link).len() > 1);
+    let input =
+        EdgeInput::Fetched { topic: topic(), partition: 1, fetch: other, batches: vec![batch(0)], high_watermark: 2 };
+    feed(&mut link, input);
+    assert_eq!(frames(&mut link), [(1, 0, 2)]);
+}
+
+#[test]
+fn credit_of_a_mirror_that_failed_here_returns_with_the_gateways_answer() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2]));
+    frames(&mut link);
+    let in_flight = link.status().in_flight_bytes;
+    let corrupt = Failure::at(FailureCode::CorruptSourceBatch, 0, 4, "bad CRC");
+    let input = EdgeInput::FetchFailed { topic: topic(), fetch, failure: corrupt.clone() };
+    assert_eq!(failure(&feed(&mut link, input)), Some(FailureCode::CorruptSourceBatch));
+    assert_eq!((link.status().in_flight_bytes, link.status().window_bytes), (in_flight, 0));
+    feed(&mut link, message(CloudBody::Failed(Failed::new(MirrorId(0), &corrupt))));
+    assert_eq!(link.status().in_flight_bytes, 0);
+}
+
+#[test]
+fn a_topic_created_again_fails_the_mirror() {
+    let mut link = open();
+    let source = SourceTopic { partitions: 1, topic_id: Some([2; 16]), configs: Vec::new() };
+    let outputs = feed(&mut link, EdgeInput::Source { topic: topic(), source: Ok(source) });
+    assert_eq!(failure(&outputs), Some(FailureCode::SourceTopicIdChanged));
+}
+
+#[test]
+fn mirrors_of_an_earlier_session_that_are_not_told_again_are_dropped() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0]));
+    feed(&mut link, EdgeInput::Disconnected);
+    feed(&mut link, connected());
+    let outputs = feed(&mut link, welcome(0));
+    assert!(outputs.contains(&EdgeOutput::Forget { topic: topic() }), "{outputs:?}");
+    assert_eq!((link.status().window_bytes, link.status().mirrors.len()), (0, 0));
+}
+
+#[test]
+fn breaches_close_the_session() {
+    let gap = vec![tail(&batch(0)), tail(&batch(4))];
+    let breaches = [
+        ("confirmed but never sent", confirm(1, 9)),
+        ("a run told twice", position(1, 0, Vec::new())),
+        ("a tail with a hole", position(2, 6, gap)),
+        ("a tail that ends elsewhere", position(2, 9, vec![tail(&batch(0))])),
+        ("a mirror out of turn", told(5, "alarms", false)),
+        ("a mirror with two names", told(0, "alarms", false)),
+        ("a topic that cannot be", told(1, "a/b", false)),
+    ];
+    for (name, input) in breaches {
+        let (mut link, _) = live();
+        assert_eq!(close_code(&feed(&mut link, input)), Some(CloseCode::Protocol), "{name}");
+    }
+}
+
+#[test]
+fn frames_carry_whole_batches_in_order() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2]));
+    let frame = link.poll_frame().expect("a frame");
+    assert_eq!(frame.entries, [Entry::Batch(batch(0)), Entry::Batch(batch(2))]);
+    assert_eq!((frame.mirror, frame.partition, frame.run), (MirrorId(0), 0, 1));
+}
