@@ -1,27 +1,25 @@
 //! The site's state machine: sessions come and go, partitions stay.
 
+mod flow;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::partition::{EdgePartition, Fetching, Placement, Recall};
+use flow::POSITIONS_EVERY;
+
+use super::partition::{EdgePartition, Fetching, Placement};
 use super::pool::{Pool, Rate};
 use super::status::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus, EdgeStatus};
-use super::{EdgeConfig, EdgeEvent, EdgeInput, EdgeOutput, SourceTopic, Verdict};
-use crate::batch::Batch;
+use super::{EdgeConfig, EdgeEvent, EdgeInput, EdgeOutput, SourceTopic};
 use crate::failure::{Failure, FailureCode, cut};
-use crate::frame::Frame;
-use crate::id::{MirrorId, Offset, Partition, Term, Time, TopicName};
-use crate::limits::{MAX_CONFIGS, MAX_ENTRIES, MAX_MIRRORS, MAX_PARTITIONS, MAX_TAIL};
+use crate::id::{MirrorId, Partition, Term, Time, TopicName};
+use crate::limits::{MAX_CONFIGS, MAX_MIRRORS, MAX_PARTITIONS};
 use crate::wire::{
-    Close, CloseCode, CloudBody, EdgeBody, EdgeMessage, Failed, Hello, Mirror, PartitionOffset, Placed, Position,
-    Positions, Source, TailBatch, VERSIONS, Welcome,
+    Close, CloseCode, CloudBody, EdgeBody, EdgeMessage, Failed, Hello, Mirror, Source, VERSIONS, Welcome,
 };
 
 /// What the gateway did that the protocol does not allow.
 type Breach = String;
 type Key = (TopicName, Partition);
-
-/// How often the source's high watermarks are told to the gateway.
-const POSITIONS_EVERY: Time = Time::from_secs(1);
 
 #[derive(Debug)]
 enum Session {
@@ -136,39 +134,6 @@ impl EdgeLink {
     /// When [`EdgeInput::Timeout`] is due, and what for.
     pub fn next_timeout(&self) -> Option<(Time, &'static str)> {
         if let Session::Open(open) = &self.session { Some((open.positions_due, "tell source positions")) } else { None }
-    }
-
-    /// The next frame to send, chosen now; `None` until more is fetched, confirmed or placed.
-    pub fn poll_frame(&mut self) -> Option<Frame> {
-        let Session::Open(open) = &mut self.session else {
-            return None;
-        };
-        for _ in 0..self.ready.len() {
-            let key = self.ready.pop_front()?;
-            let Some(mirror) = self.mirrors.get_mut(&key.0) else { continue };
-            let Some(id) = mirror.id else { continue };
-            let Some(partition) = mirror.partition(key.1) else { continue };
-            let Placement::Placed { run } = partition.placement else {
-                partition.queued = false;
-                continue;
-            };
-            if !may_send(&open.credit, partition, open.max_frame_bytes) {
-                self.ready.push_back(key);
-                continue;
-            }
-            let target = self.rate.frame_target().min(open.max_frame_bytes).min(open.credit.free());
-            let before = partition.in_flight_bytes();
-            let entries = partition.next_entries(target);
-            open.credit.change(before, partition.in_flight_bytes());
-            let frame = Frame { mirror: id, run, partition: key.1, entries };
-            partition.validate();
-            partition.queued = partition.has_unsent();
-            if partition.queued {
-                self.ready.push_back(key);
-            }
-            return Some(frame);
-        }
-        None
     }
 
     /// What there is to show.
@@ -406,204 +371,6 @@ impl EdgeLink {
         self.send(EdgeBody::Source(message));
     }
 
-    fn position(&mut self, topic: &TopicName, position: &Position) -> Result<(), Breach> {
-        check_tail(position)?;
-        let Some(mirror) = self.mirrors.get_mut(topic) else {
-            return Ok(());
-        };
-        if matches!(mirror.phase, Phase::Paused | Phase::Failed(_)) {
-            return Ok(());
-        }
-        let number = position.partition;
-        let Some(partition) = mirror.partition(number) else {
-            return Err(format!("a position of {topic} partition {number}, which does not exist"));
-        };
-        let &Position { run, next_offset, ref tail, rewind, .. } = position;
-        if run <= partition.last_run {
-            return Err(format!("{topic} partition {number}: run {run} after run {}", partition.last_run));
-        }
-        partition.last_run = run;
-        let in_flight = partition.unsend();
-        self.next_ticket += 1;
-        let ticket = self.next_ticket;
-        partition.placement = Placement::Comparing { run, next_offset, ticket };
-        let recall = partition.recall(tail, next_offset);
-        if let Session::Open(open) = &mut self.session {
-            open.credit.change(in_flight, 0);
-        }
-        if rewind {
-            let event = EdgeEvent::Rewound { topic: topic.clone(), partition: number, next_offset };
-            self.outputs.push_back(EdgeOutput::Event(event));
-        }
-        match recall {
-            Recall::Agrees => self.place(topic, number, false),
-            Recall::Differs(failure) => self.fail(topic, failure, false),
-            Recall::Unknown => {
-                let (topic, partition, tail) = (topic.clone(), number, tail.clone());
-                self.outputs.push_back(EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset });
-            }
-        }
-        Ok(())
-    }
-
-    fn tail_compared(&mut self, topic: &TopicName, partition: Partition, answered: u64, verdict: Verdict) {
-        let placement =
-            self.mirrors.get_mut(topic).and_then(|mirror| mirror.partition(partition)).map(|at| at.placement);
-        if !matches!(placement, Some(Placement::Comparing { ticket, .. }) if ticket == answered) {
-            return;
-        }
-        match verdict {
-            Verdict::Agrees => self.place(topic, partition, false),
-            Verdict::Unverified => self.place(topic, partition, true),
-            Verdict::Failed(failure) => self.fail(topic, failure, false),
-        }
-    }
-
-    /// The tail agrees: the run begins.
-    fn place(&mut self, topic: &TopicName, number: Partition, unverified: bool) {
-        let Some(mirror) = self.mirrors.get_mut(topic) else { return };
-        let Some(id) = mirror.id else { return };
-        let Some(partition) = mirror.partition(number) else { return };
-        let Placement::Comparing { run, next_offset, .. } = partition.placement else { return };
-        let before = partition.window_bytes();
-        let fetch_anew = partition.place(run, next_offset);
-        partition.unverified = unverified;
-        partition.validate();
-        self.window.change(before, partition.window_bytes());
-        self.send(EdgeBody::Placed(Placed { mirror: id.0, partition: number, run, unverified }));
-        if unverified {
-            let event = EdgeEvent::Unverified { topic: topic.clone(), partition: number };
-            self.outputs.push_back(EdgeOutput::Event(event));
-        }
-        let key = (topic.clone(), number);
-        if fetch_anew {
-            self.fetch(&key);
-        }
-        self.queue(&key);
-        self.unthrottle();
-    }
-
-    fn fetch(&mut self, key: &Key) {
-        self.next_ticket += 1;
-        let fetch = self.next_ticket;
-        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
-        let Some(progress) = partition.progress() else { return };
-        partition.fetching = Fetching::Running { fetch };
-        self.throttled.remove(key);
-        let (topic, partition) = key.clone();
-        self.outputs.push_back(EdgeOutput::Fetch { topic, partition, fetch, offset: progress.fetched });
-        self.throttle(key);
-    }
-
-    fn fetched(&mut self, key: &Key, fetch: u64, batches: Vec<Batch>, high_watermark: Offset) {
-        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
-        let current = match partition.fetching {
-            Fetching::Running { fetch } | Fetching::Paused { fetch } => Some(fetch),
-            Fetching::Off => None,
-        };
-        if current != Some(fetch) {
-            return;
-        }
-        partition.high_watermark = Some(high_watermark);
-        let before = partition.window_bytes();
-        let failure = partition.add(batches);
-        partition.validate();
-        self.window.change(before, partition.window_bytes());
-        if let Some(failure) = failure {
-            return self.fail(&key.0, failure, false);
-        }
-        self.queue(key);
-        self.throttle(key);
-    }
-
-    fn fetch_failed(&mut self, topic: &TopicName, fetch: u64, failure: Failure) {
-        let Some(mirror) = self.mirrors.get(topic) else { return };
-        let is_current = |partition: &EdgePartition| match partition.fetching {
-            Fetching::Running { fetch: current } | Fetching::Paused { fetch: current } => current == fetch,
-            Fetching::Off => false,
-        };
-        if mirror.partitions.iter().any(is_current) {
-            self.fail(topic, failure, false);
-        }
-    }
-
-    /// Pauses the partition's fetch where it holds its share of the window.
-    fn throttle(&mut self, key: &Key) {
-        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
-        if let Fetching::Running { fetch } = partition.fetching
-            && !self.window.admits(partition.window_bytes())
-        {
-            partition.fetching = Fetching::Paused { fetch };
-            self.throttled.insert(key.clone());
-            let (topic, partition) = key.clone();
-            self.outputs.push_back(EdgeOutput::PauseFetch { topic, partition });
-        }
-    }
-
-    /// Resumes fetches for which there is room again.
-    fn unthrottle(&mut self) {
-        if self.throttled.is_empty() || self.window.free() == 0 {
-            return;
-        }
-        for key in std::mem::take(&mut self.throttled) {
-            let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else {
-                continue;
-            };
-            let Fetching::Paused { fetch } = partition.fetching else { continue };
-            if self.window.admits(partition.window_bytes()) {
-                partition.fetching = Fetching::Running { fetch };
-                let (topic, partition) = key;
-                self.outputs.push_back(EdgeOutput::ResumeFetch { topic, partition });
-            } else {
-                self.throttled.insert(key);
-            }
-        }
-    }
-
-    /// Gives the partition its turn at the link.
-    fn queue(&mut self, key: &Key) {
-        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
-        let placed = matches!(partition.placement, Placement::Placed { .. });
-        if placed && !partition.queued && partition.has_unsent() {
-            partition.queued = true;
-            self.ready.push_back(key.clone());
-        }
-    }
-
-    fn confirm(&mut self, positions: &Positions, now: Time) -> Result<(), Breach> {
-        if positions.entries.len() > MAX_ENTRIES {
-            return Err(format!("{} confirms in one message", positions.entries.len()));
-        }
-        let mut freed_in_all = 0;
-        for entry in &positions.entries {
-            let Session::Open(open) = &mut self.session else {
-                return Ok(());
-            };
-            let topic = topic_of(open, entry.mirror)?;
-            let Some(partition) = self.mirrors.get_mut(&topic).and_then(|mirror| mirror.partition(entry.partition))
-            else {
-                return Err(format!("a confirm of {topic} partition {}, which does not exist", entry.partition));
-            };
-            if partition.placement != (Placement::Placed { run: entry.run }) {
-                continue;
-            }
-            let (held, in_flight) = (partition.window_bytes(), partition.in_flight_bytes());
-            let Some(freed) = partition.confirm(entry.offset) else {
-                return Err(format!(
-                    "{topic} partition {}: offset {} confirmed, but never sent",
-                    entry.partition, entry.offset
-                ));
-            };
-            partition.validate();
-            self.window.change(held, partition.window_bytes());
-            open.credit.change(in_flight, partition.in_flight_bytes());
-            freed_in_all += freed;
-        }
-        self.rate.confirmed(freed_in_all, now);
-        self.unthrottle();
-        Ok(())
-    }
-
     /// The gateway has let go of a failed mirror's frames.
     fn release_owed(&mut self, topic: &TopicName) {
         let Some(mirror) = self.mirrors.get_mut(topic) else { return };
@@ -661,36 +428,6 @@ impl EdgeLink {
         self.unthrottle();
         in_flight_in_all
     }
-
-    fn tell_source_positions(&mut self, now: Time) {
-        let Session::Open(open) = &mut self.session else { return };
-        if now < open.positions_due {
-            return;
-        }
-        open.positions_due = now + POSITIONS_EVERY;
-        let mut entries = Vec::new();
-        for mirror in self.mirrors.values_mut() {
-            let Some(MirrorId(id)) = mirror.id else { continue };
-            for partition in &mut mirror.partitions {
-                if partition.high_watermark == partition.told_high_watermark {
-                    continue;
-                }
-                partition.told_high_watermark = partition.high_watermark;
-                let offset = partition.high_watermark.unwrap_or(0);
-                entries.push(PartitionOffset { mirror: id, partition: partition.partition(), offset, run: 0 });
-            }
-        }
-        for entries in entries.chunks(MAX_ENTRIES) {
-            self.send(EdgeBody::SourcePositions(Positions { entries: entries.to_vec() }));
-        }
-    }
-}
-
-/// Whether the partition may send its next batch: its share of the credit, less the reserve of one largest frame that
-/// is kept for partitions with nothing in flight.
-fn may_send(credit: &Pool, partition: &EdgePartition, reserve: usize) -> bool {
-    let (own, next) = (partition.in_flight_bytes(), partition.next_bytes());
-    if own == 0 { next <= credit.free() } else { credit.admits(own) && next + reserve <= credit.free() }
 }
 
 fn tell(open: &mut Open, mirror: &Mirror) -> Result<TopicName, Breach> {
@@ -707,21 +444,6 @@ fn tell(open: &mut Open, mirror: &Mirror) -> Result<TopicName, Breach> {
 
 fn topic_of(open: &Open, mirror: u32) -> Result<TopicName, Breach> {
     open.topics.get(mirror as usize).cloned().ok_or_else(|| format!("mirror {mirror} was never told"))
-}
-
-/// A tail is bounded, joined, and ends at the position.
-fn check_tail(position: &Position) -> Result<(), Breach> {
-    let Position { tail, next_offset, .. } = position;
-    let joined = tail
-        .windows(2)
-        .all(|pair| matches!(pair, [first, second] if first.last_offset.checked_add(1) == Some(second.base_offset)));
-    let ordered = |batch: &TailBatch| 0 <= batch.base_offset && batch.base_offset <= batch.last_offset;
-    let ends = tail.last().is_none_or(|last| last.last_offset.checked_add(1) == Some(*next_offset));
-    if *next_offset >= 0 && tail.len() <= MAX_TAIL && joined && ends && tail.iter().all(ordered) {
-        Ok(())
-    } else {
-        Err(format!("a position at offset {next_offset} with a tail that does not lead there"))
-    }
 }
 
 fn mirror_status((topic, mirror): (&TopicName, &EdgeMirror)) -> EdgeMirrorStatus {
@@ -747,5 +469,5 @@ fn mirror_status((topic, mirror): (&TopicName, &EdgeMirror)) -> EdgeMirrorStatus
 }
 
 #[cfg(test)]
-#[path = "link_test.rs"]
+#[path = "link/link_test.rs"]
 mod tests;

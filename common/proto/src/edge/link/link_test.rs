@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::batch::Batch;
+use crate::edge::Verdict;
 use crate::frame::Entry;
+use crate::id::Offset;
 use crate::testing::BatchBuilder;
-use crate::wire::CloudMessage;
+use crate::wire::{CloudMessage, PartitionOffset, Position, Positions, TailBatch};
 
 const NOW: Time = Time::from_secs(100);
 const WINDOW: usize = 10_000;
