@@ -2,6 +2,7 @@
 
 use crate::batch::Batch;
 use crate::failure::{Failure, FailureCode};
+use crate::frame::Entry;
 use crate::id::Partition;
 
 /// Checks one batch, its CRC included. `max_bytes` is the largest batch a frame can carry.
@@ -32,14 +33,19 @@ pub fn check_batch(partition: Partition, batch: &Batch, max_bytes: usize) -> Res
         );
         return refuse(FailureCode::UnsupportedGap, detail);
     }
-    if batch.len() > max_bytes {
-        let detail = format!(
-            "the batch has {} bytes, the largest frame takes {max_bytes}: raise memory.max_frame on both sides",
-            batch.len()
-        );
-        return refuse(FailureCode::BatchTooLarge, detail);
+    if Entry::batch_bytes(batch) > max_bytes {
+        return Err(too_large(partition, batch, max_bytes));
     }
     Ok(())
+}
+
+/// The failure of a batch that no frame carries.
+pub(super) fn too_large(partition: Partition, batch: &Batch, max_bytes: usize) -> Failure {
+    let detail = format!(
+        "the batch has {} bytes, the largest frame takes {max_bytes}: raise memory.max_frame on both sides",
+        batch.len()
+    );
+    Failure::at(FailureCode::BatchTooLarge, partition, batch.base_offset(), detail).until(batch.next_offset())
 }
 
 #[cfg(test)]

@@ -215,9 +215,14 @@ impl EdgePartition {
         entries
     }
 
+    /// The next unsent batch.
+    pub(super) fn next_batch(&self) -> Option<&Batch> {
+        self.window.get(self.sent_batches).map(|held| &held.batch)
+    }
+
     /// Size of the next unsent batch, as budgets count it.
     pub(super) fn next_bytes(&self) -> usize {
-        self.window.get(self.sent_batches).map_or(0, Held::bytes)
+        self.next_batch().map_or(0, Entry::batch_bytes)
     }
 
     /// The cloud holds everything below `offset`. Returns the bytes confirmed, or `None` where that was never sent.

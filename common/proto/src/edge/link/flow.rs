@@ -2,6 +2,7 @@
 
 use super::{Breach, EdgeLink, Key, Phase, Session, topic_of};
 use crate::batch::Batch;
+use crate::edge::check::too_large;
 use crate::edge::partition::{EdgePartition, Fetching, Placement, Recall};
 use crate::edge::pool::Pool;
 use crate::edge::{EdgeEvent, EdgeOutput, Verdict};
@@ -17,10 +18,8 @@ pub(super) const POSITIONS_EVERY: Time = Time::from_secs(1);
 impl EdgeLink {
     /// The next frame to send, chosen now; `None` until more is fetched, confirmed or placed.
     pub fn poll_frame(&mut self) -> Option<Frame> {
-        let Session::Open(open) = &mut self.session else {
-            return None;
-        };
         for _ in 0..self.ready.len() {
+            let Session::Open(open) = &mut self.session else { return None };
             let key = self.ready.pop_front()?;
             let Some(mirror) = self.mirrors.get_mut(&key.0) else { continue };
             let Some(id) = mirror.id else { continue };
@@ -29,6 +28,14 @@ impl EdgeLink {
                 partition.queued = false;
                 continue;
             };
+            // The gateway's largest frame may be smaller than ours, by which the batch was checked.
+            if let Some(batch) = partition.next_batch()
+                && partition.next_bytes() > open.max_frame_bytes
+            {
+                let failure = too_large(key.1, batch, open.max_frame_bytes);
+                self.fail(&key.0, failure, false);
+                continue;
+            }
             if !may_send(&open.credit, partition, open.max_frame_bytes) {
                 self.ready.push_back(key);
                 continue;

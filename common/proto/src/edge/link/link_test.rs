@@ -367,6 +367,17 @@ fn breaches_close_the_session() {
 }
 
 #[test]
+fn a_batch_above_the_gateways_largest_frame_fails_its_mirror() {
+    let (mut link, fetch) = live();
+    let batches = vec![BatchBuilder::new(0).payload(1_940).build()];
+    let input = EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark: 1 };
+    feed(&mut link, input);
+    assert_eq!(frames(&mut link), []);
+    let outputs: Vec<_> = std::iter::from_fn(|| link.poll_output()).collect();
+    assert_eq!(failure(&outputs), Some(FailureCode::BatchTooLarge));
+}
+
+#[test]
 fn frames_carry_whole_batches_in_order() {
     let (mut link, fetch) = live();
     feed(&mut link, fetched(fetch, [0, 2]));
