@@ -157,6 +157,12 @@ impl EdgeLink {
         matches!(self.session, Session::Open(_))
     }
 
+    /// Whether the window is full. Fetchers are to ask for nothing then: what they bring adds to it, even for a
+    /// partition that holds nothing yet.
+    pub fn window_is_full(&self) -> bool {
+        self.window.free() == 0
+    }
+
     fn send(&mut self, body: EdgeBody) {
         self.outputs.push_back(EdgeOutput::Send(EdgeMessage { body: Some(body) }));
     }
