@@ -4,6 +4,8 @@
 //! and never changes anything, and it only listens on loopback: what it tells (topics, lags, addresses) is not for the
 //! network, and it has no authentication.
 
+mod bounded;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
@@ -21,12 +23,17 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::bounded::Bounded;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::settings::SettingsError;
 
 /// How often recorded histogram samples are folded when nobody scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Connections at a time, and how long one may live: the few who ask are on this machine.
+const MAX_CONNECTIONS: usize = 32;
+const CONNECTION_LIFE: Duration = Duration::from_mins(1);
 
 /// The `[http]` table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,7 +125,7 @@ async fn run(listener: StdListener, sources: Sources, stop: CancellationToken) {
         }
     };
     let metrics = sources.metrics.clone();
-    let serve = axum::serve(listener, router(sources));
+    let serve = axum::serve(Bounded::new(listener, MAX_CONNECTIONS, CONNECTION_LIFE), router(sources));
     let upkeep = async {
         loop {
             tokio::time::sleep(UPKEEP_EVERY).await;
