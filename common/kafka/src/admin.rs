@@ -20,7 +20,7 @@ use kafka_protocol::protocol::StrBytes;
 use crate::TopicId;
 use crate::connection::Connection;
 use crate::error::{AnswerError, Api, ErrorCode, KafkaError};
-use crate::wire::{millis, text};
+use crate::wire::{known_id, millis, text};
 
 /// A broker's refusal of one item of a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,9 +38,9 @@ pub enum OffsetSpec {
     /// End of the leader's log, replicated or not (replica id -2). Give the leader epoch: without it a follower may
     /// answer.
     LogEnd,
-    /// What a read_uncommitted consumer sees as the end.
+    /// What a `read_uncommitted` consumer sees as the end.
     HighWatermark,
-    /// What a read_committed consumer sees as the end.
+    /// What a `read_committed` consumer sees as the end.
     LastStable,
     /// First offset of the log.
     LogStart,
@@ -287,7 +287,7 @@ pub async fn create_topics(
         .iter()
         .map(|topic| {
             let answer = found.remove(&*topic.name).ok_or_else(|| missing_topic(API, &topic.name))?;
-            let id = Some(answer.topic_id.into_bytes()).filter(|id| *id != TopicId::default());
+            let id = known_id(answer.topic_id.into_bytes());
             let result = refused(answer.error_code, answer.error_message.as_ref()).map(|()| id);
             Ok(TopicAnswer { topic: Arc::clone(&topic.name), result })
         })

@@ -13,7 +13,7 @@ use crate::TopicId;
 use crate::connection::{self, Connection};
 use crate::error::{AnswerError, Api, ConnectionError, ErrorCode, KafkaError, KafkaErrorKind, WriteRefused};
 use crate::settings::ClientSettings;
-use crate::wire::text;
+use crate::wire::{self, text};
 
 /// Node id of a connection made before the broker's id is known.
 const UNKNOWN_BROKER: i32 = -1;
@@ -72,7 +72,7 @@ pub struct Partition {
     pub leader: Option<i32>,
     /// Leader epoch, -1 where the broker does not tell.
     pub leader_epoch: i32,
-    /// Error of the partition (LEADER_NOT_AVAILABLE, ...).
+    /// Error of the partition (`LEADER_NOT_AVAILABLE`, ...).
     pub error: Option<ErrorCode>,
 }
 
@@ -107,7 +107,6 @@ type Slot = Arc<tokio::sync::Mutex<Option<Connection>>>;
 #[derive(Default)]
 struct Known {
     brokers: HashMap<i32, (String, u16)>,
-    controller: Option<i32>,
     leaders: HashMap<String, HashMap<i32, (Leader, Instant)>>,
 }
 
@@ -227,14 +226,15 @@ impl Cluster {
         }
     }
 
-    /// The shared connection to the controller. Where brokers hide it (KRaft), to the broker that they name instead:
-    /// it forwards.
+    /// The shared connection to the controller. Where brokers hide it (KRaft), to the broker that they name instead, or
+    /// to any: it forwards.
     pub async fn controller(&self) -> Result<Connection, KafkaError> {
-        self.metadata(Some(&[])).await?;
-        let controller = lock(&self.inner.known).controller;
-        match controller {
+        let metadata = self.metadata(Some(&[])).await?;
+        let mut brokers = metadata.brokers.iter().map(|broker| broker.id);
+        let named = brokers.clone().find(|id| Some(*id) == metadata.controller);
+        match named.or_else(|| brokers.next()) {
             Some(broker) => self.shared(broker).await,
-            None => Err(KafkaError::code(Api::Metadata, ErrorCode::NOT_CONTROLLER)),
+            None => Err(KafkaError::code(Api::Metadata, ErrorCode::BROKER_NOT_AVAILABLE)),
         }
     }
 
@@ -277,7 +277,6 @@ impl Cluster {
     fn remember(&self, metadata: &ClusterMetadata) {
         let now = Instant::now();
         let mut known = lock(&self.inner.known);
-        known.controller = metadata.controller;
         known.brokers = metadata.brokers.iter().map(|broker| (broker.id, (broker.host.clone(), broker.port))).collect();
         for topic in &metadata.topics {
             let leaders = topic
@@ -338,7 +337,7 @@ fn read_metadata(answer: MetadataResponse) -> Result<ClusterMetadata, KafkaError
             }
             Ok(Topic {
                 name: topic.name.as_ref().ok_or_else(|| range("a topic's name"))?.as_str().into(),
-                topic_id: Some(topic.topic_id).filter(|id| !id.is_nil()).map(|id| id.into_bytes()),
+                topic_id: wire::known_id(topic.topic_id.into_bytes()),
                 internal: topic.is_internal,
                 partitions,
                 error: ErrorCode::from_wire(topic.error_code),

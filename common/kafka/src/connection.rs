@@ -72,10 +72,9 @@ struct Fate {
 impl Fate {
     /// The first cause stays.
     fn seal(&self, kind: ConnectionErrorKind) -> Arc<ConnectionError> {
-        let cause =
-            self.cause.get_or_init(|| Arc::new(ConnectionError { address: Arc::clone(&self.address), kind })).clone();
+        let cause = self.cause.get_or_init(|| Arc::new(ConnectionError { address: Arc::clone(&self.address), kind }));
         self.dead.cancel();
-        cause
+        Arc::clone(cause)
     }
 
     fn cause(&self) -> Arc<ConnectionError> {
@@ -187,7 +186,10 @@ impl Connection {
             Err(tokio::sync::TryAcquireError::Closed) => Err(KafkaError::unsent(C::API, self.inner.fate.cause())),
         };
         let connection = self.clone();
-        async move { connection.answer::<C>(queued?, version).await }
+        async move {
+            let answer = connection.answer(C::API, queued?).await?;
+            connection.decode::<C>(answer, version)
+        }
     }
 
     /// Sends a request, waiting for a free slot first.
@@ -197,12 +199,22 @@ impl Connection {
         version: i16,
         deadline: Duration,
     ) -> Result<C::Answer, KafkaError> {
-        let slot = match Arc::clone(&self.inner.slots).acquire_owned().await {
-            Ok(slot) => slot,
-            Err(_) => return Err(KafkaError::unsent(C::API, self.inner.fate.cause())),
+        let answer = self.call_undecoded(request, version, deadline).await?;
+        self.decode::<C>(answer, version)
+    }
+
+    /// The same for an answer whose version only its content tells.
+    pub(super) async fn call_undecoded<C: Call>(
+        &self,
+        request: &C,
+        version: i16,
+        deadline: Duration,
+    ) -> Result<Bytes, KafkaError> {
+        let Ok(slot) = Arc::clone(&self.inner.slots).acquire_owned().await else {
+            return Err(KafkaError::unsent(C::API, self.inner.fate.cause()));
         };
         let queued = self.enqueue(request, version, deadline, false, slot)?;
-        self.answer::<C>(queued, version).await
+        self.answer(C::API, queued).await
     }
 
     fn enqueue<C: Call>(
@@ -226,22 +238,23 @@ impl Connection {
         }
     }
 
-    async fn answer<C: Call>(
+    async fn answer(
         &self,
+        api: Api,
         queued: oneshot::Receiver<Result<Bytes, KafkaErrorKind>>,
-        version: i16,
-    ) -> Result<C::Answer, KafkaError> {
-        let answer = match queued.await {
-            Ok(answer) => answer.map_err(|kind| KafkaError::new(C::API, kind))?,
-            // The driver answers whatever it took; only a runtime that shuts down drops it unanswered.
-            Err(_) => {
-                let cause = self.inner.fate.cause();
-                return Err(KafkaError::new(C::API, KafkaErrorKind::Connection { cause, sent: true }));
-            }
-        };
+    ) -> Result<Bytes, KafkaError> {
+        if let Ok(answer) = queued.await {
+            return answer.map_err(|kind| KafkaError::new(api, kind));
+        }
+        // The driver answers whatever it took; only a runtime that shuts down drops it unanswered.
+        let cause = self.inner.fate.cause();
+        Err(KafkaError::new(api, KafkaErrorKind::Connection { cause, sent: true }))
+    }
+
+    pub(super) fn decode<C: Call>(&self, answer: Bytes, version: i16) -> Result<C::Answer, KafkaError> {
         wire::decode::<C>(answer, version).map_err(|reason| {
-            let cause =
-                self.inner.fate.seal(ConnectionErrorKind::Decode { api: C::API, version, reason: reason.into() });
+            let kind = ConnectionErrorKind::Decode { api: C::API, version, reason: reason.into() };
+            let cause = self.inner.fate.seal(kind);
             KafkaError::new(C::API, KafkaErrorKind::Connection { cause, sent: true })
         })
     }

@@ -119,12 +119,10 @@ impl ClientSettings {
                 SETUP_TIMEOUT_MS,
             )?,
             metadata_max_age: left.millis("metadata.max.age.ms", 1..=86_400_000, METADATA_MAX_AGE_MS)?,
-            max_answer_bytes: usize::try_from(left.number(
-                "receive.message.max.bytes",
-                1_000..=2_147_483_647,
-                MAX_ANSWER_BYTES,
-            )?)
-            .expect("31 bits fit usize"),
+            max_answer_bytes: left
+                .number("receive.message.max.bytes", 1_000..=2_147_483_647, MAX_ANSWER_BYTES)?
+                .try_into()
+                .unwrap_or(usize::MAX),
             keepalive: left.flag("socket.keepalive.enable", true)?,
             tcp_user_timeout: None,
         };

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kafka_protocol::messages::{
-    ApiVersionsRequest, ApiVersionsResponse, SaslAuthenticateRequest, SaslHandshakeRequest,
-};
+use kafka_protocol::messages::{ApiVersionsRequest, SaslAuthenticateRequest, SaslHandshakeRequest};
 use rsasl::prelude::{Mechname, MessageSent, SASLClient, SASLConfig, Session, State};
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
@@ -20,7 +18,7 @@ use super::{Connection, ConnectionOptions};
 use crate::cluster::WriteGuard;
 use crate::error::{Api, ConnectionError, ConnectionErrorKind, ErrorCode, KafkaError, KafkaErrorKind, Versions};
 use crate::settings::{ClientSettings, Sasl};
-use crate::wire::text;
+use crate::wire::{self, text};
 
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -139,12 +137,18 @@ fn tune(settings: &ClientSettings, stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// `ApiVersions` v3; a broker that does not know it answers in v0 with `UNSUPPORTED_VERSION`, and is asked again in v0.
+/// `ApiVersions` v3; a broker that does not know it says `UNSUPPORTED_VERSION` in the layout of v0, and is asked in v0.
 pub(super) async fn query_versions(connection: &Connection) -> Result<(), KafkaError> {
-    let mut answer = ask_versions(connection, 3).await?;
-    if ErrorCode::from_wire(answer.error_code) == Some(ErrorCode::UNSUPPORTED_VERSION) {
-        answer = ask_versions(connection, 0).await?;
-    }
+    let deadline = connection.deadline(Duration::ZERO);
+    let request = ApiVersionsRequest::default()
+        .with_client_software_name(text("tombolo"))
+        .with_client_software_version(text(env!("CARGO_PKG_VERSION")));
+    let answer = connection.call_undecoded(&request, 3, deadline).await?;
+    let answer = if wire::starts_with_code(&answer, ErrorCode::UNSUPPORTED_VERSION) {
+        connection.call(&ApiVersionsRequest::default(), 0, deadline).await?
+    } else {
+        connection.decode::<ApiVersionsRequest>(answer, 3)?
+    };
     if let Some(code) = ErrorCode::from_wire(answer.error_code) {
         return Err(KafkaError::code(Api::ApiVersions, code));
     }
@@ -155,15 +159,6 @@ pub(super) async fn query_versions(connection: &Connection) -> Result<(), KafkaE
         .collect::<BTreeMap<_, _>>();
     connection.set_versions(versions);
     Ok(())
-}
-
-async fn ask_versions(connection: &Connection, version: i16) -> Result<ApiVersionsResponse, KafkaError> {
-    let mut request = ApiVersionsRequest::default();
-    if version >= 3 {
-        request.client_software_name = text("tombolo");
-        request.client_software_version = text(env!("CARGO_PKG_VERSION"));
-    }
-    connection.call(&request, version, connection.deadline(Duration::ZERO)).await
 }
 
 async fn log_in(connection: &Connection, sasl: &Sasl) -> Result<(), Failure> {
