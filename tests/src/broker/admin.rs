@@ -148,12 +148,20 @@ impl KafkaCluster {
         metadata.map(|seen| seen.brokers().iter().map(MetadataBroker::id).collect()).unwrap_or_default()
     }
 
+    /// Waits until every partition has a leader, and each leader knows that it is one: a broker tells of new leaders
+    /// before it acts as one.
     async fn wait_for_partitions(&self, topic: &str, partitions: i32) {
         until(&format!("{topic} has {partitions} partitions with leaders"), DEADLINE, async || {
             let metadata = self.metadata(Some(topic)).await.map_err(|error| error.to_string())?;
             let seen = metadata.topics().first().map(MetadataTopic::partitions).unwrap_or_default();
             let led = seen.iter().filter(|partition| partition.leader() >= 0).count();
-            if i32::try_from(led) == Ok(partitions) { Ok(()) } else { Err(format!("{led} have")) }
+            if i32::try_from(led) != Ok(partitions) {
+                return Err(format!("{led} have"));
+            }
+            let (admin, topic) = (Arc::clone(&self.admin), topic.to_owned());
+            let ask = move |partition| admin.inner().fetch_watermarks(&topic, partition, Duration::from_secs(2));
+            let answers = spawn_blocking(move || (0..partitions).try_for_each(|partition| ask(partition).map(drop)));
+            answers.await.expect("asking for watermarks does not panic").map_err(|error| error.to_string())
         })
         .await;
     }

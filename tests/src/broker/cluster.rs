@@ -232,6 +232,24 @@ impl KafkaCluster {
         assert!(self.wait_until_serving().await.is_ok(), "another process took a dead broker's port");
     }
 
+    /// Continues paused brokers, starts dead ones, and waits until all serve.
+    pub async fn heal(&self) {
+        for node in &mut *self.nodes() {
+            if node.running() {
+                node.signal(Signal::CONT);
+            } else {
+                node.kill();
+                node.start();
+            }
+        }
+        assert!(self.wait_until_serving().await.is_ok(), "another process took a dead broker's port");
+    }
+
+    /// A partition's segments, one after another, as they lie on a broker's disk.
+    pub fn stored_log(&self, id: i32, topic: &str, partition: i32) -> Vec<u8> {
+        self.with_node(id, |node| node.stored_log(topic, partition))
+    }
+
     fn with_node<T>(&self, id: i32, act: impl FnOnce(&mut Node) -> T) -> T {
         act(self.nodes().iter_mut().find(|node| node.id == id).expect("a cluster's brokers are 1 to 3"))
     }

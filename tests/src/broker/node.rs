@@ -117,6 +117,16 @@ impl Node {
         format!("--- broker {}, end of {}\n{tail}\n", self.id, self.log().display())
     }
 
+    pub(super) fn stored_log(&self, topic: &str, partition: i32) -> Vec<u8> {
+        let folder = self.folder.join("data").join(format!("{topic}-{partition}"));
+        let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
+        let mut segments: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        segments.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+        // Their names are their first offsets, with leading zeros.
+        segments.sort();
+        segments.iter().flat_map(|path| fs::read(path).expect("a segment can be read")).collect()
+    }
+
     fn settings(&self) -> PathBuf {
         self.folder.join("server.properties")
     }
