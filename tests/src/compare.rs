@@ -11,20 +11,45 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
 use crate::broker::KafkaCluster;
+use crate::wait::until;
 
 /// One read of a partition's next record; a broker that fails over is waited for.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Waits until the mirror of every partition is as long as the source, which nobody may write to meanwhile. Panics with
+/// the partitions that are behind.
+pub async fn wait_until_mirrored(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str], deadline: Duration) {
+    let mut ends = Vec::new();
+    for (topic, partition) in partitions(source, topics).await {
+        let (_, end) = source.log_range(&topic, partition).await.expect("the source answers");
+        ends.push((topic, partition, end));
+    }
+    until("the mirrors are as long as their sources", deadline, async || {
+        let mut behind = Vec::new();
+        for (topic, partition, end) in &ends {
+            // Mirror topics that are not there yet have no log.
+            let seen = cloud.log_range(topic, *partition).await.map_or(-1, |(_, end)| end);
+            if seen < *end {
+                behind.push(format!("{topic}/{partition}: {seen} of {end}"));
+            }
+        }
+        if behind.is_empty() { Ok(()) } else { Err(behind) }
+    })
+    .await;
+}
+
+async fn partitions(cluster: &KafkaCluster, topics: &[&str]) -> Vec<(String, i32)> {
+    let counts = cluster.topics().await;
+    let count = |topic: &str| *counts.get(topic).unwrap_or_else(|| panic!("no topic {topic}"));
+    let of_topic = |topic: &&str| (0..count(topic)).map(|partition| ((*topic).to_owned(), partition)).collect();
+    topics.iter().flat_map(|topic| -> Vec<(String, i32)> { of_topic(topic) }).collect()
+}
+
 /// Reads the topics of both clusters from first to last offset and panics at the first difference in log start, log end,
 /// offset, key, value, headers or timestamp. Nobody may write meanwhile. Returns how many records were equal.
 pub async fn consumer_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str]) -> u64 {
-    let mut partitions = Vec::new();
-    for topic in topics {
-        let counts = (source.topics().await.get(*topic).copied(), cloud.topics().await.get(*topic).copied());
-        let (Some(count), Some(mirrored)) = counts else { panic!("{topic} is not on both clusters: {counts:?}") };
-        assert_eq!(count, mirrored, "{topic} has another number of partitions in the cloud");
-        partitions.extend((0..count).map(|partition| ((*topic).to_owned(), partition)));
-    }
+    let partitions = partitions(source, topics).await;
+    assert_eq!(partitions, self::partitions(cloud, topics).await, "the clusters differ in partitions");
     let (source, cloud) = (source.client_config(), cloud.client_config());
     let compared = spawn_blocking(move || {
         let (source, cloud) = (Reader::new(source), Reader::new(cloud));

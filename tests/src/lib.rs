@@ -3,6 +3,7 @@
 //!
 //! - [`broker`]: Kafka from Maven, KRaft clusters on loopback ports, and what may happen to them.
 //! - [`process`]: the daemons as processes; [`log_guard`] reads what they logged.
+//! - [`rig`]: a whole link of an agent and a gateway, with certificates and settings.
 //! - [`lossy_link`]: a UDP forwarder that delays, loses, reorders, duplicates, goes dark and changes addresses.
 //! - [`producer`]: what a site's applications write.
 //! - [`compare`]: the proof that source and cloud hold the same.
@@ -18,6 +19,7 @@ pub mod lossy_link;
 mod ports;
 pub mod process;
 pub mod producer;
+pub mod rig;
 pub mod scratch;
 pub mod wait;
 

@@ -142,6 +142,14 @@ impl KafkaCluster {
         partitions.iter().find(|seen| seen.id() == partition).map(|seen| seen.isr().to_vec()).unwrap_or_default()
     }
 
+    /// First offset and high watermark of a partition.
+    pub async fn log_range(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
+        let (admin, topic) = (Arc::clone(&self.admin), topic.to_owned());
+        spawn_blocking(move || admin.inner().fetch_watermarks(&topic, partition, Duration::from_secs(5)))
+            .await
+            .expect("asking for watermarks does not panic")
+    }
+
     /// The brokers that the cluster counts as alive.
     pub async fn brokers(&self) -> Vec<i32> {
         let metadata = self.metadata(None).await;
@@ -158,10 +166,10 @@ impl KafkaCluster {
             if i32::try_from(led) != Ok(partitions) {
                 return Err(format!("{led} have"));
             }
-            let (admin, topic) = (Arc::clone(&self.admin), topic.to_owned());
-            let ask = move |partition| admin.inner().fetch_watermarks(&topic, partition, Duration::from_secs(2));
-            let answers = spawn_blocking(move || (0..partitions).try_for_each(|partition| ask(partition).map(drop)));
-            answers.await.expect("asking for watermarks does not panic").map_err(|error| error.to_string())
+            for partition in 0..partitions {
+                self.log_range(topic, partition).await.map_err(|error| error.to_string())?;
+            }
+            Ok(())
         })
         .await;
     }
