@@ -1,1 +1,82 @@
-//! tombolo on site: reads the local Kafka cluster and dials out.
+//! The agent: runs on site, reads the local Kafka cluster, dials out to the gateway and sends what it asks for.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`settings`] | what the operator wrote, checked |
+//! | [`filter`] | what may leave the site |
+//! | `site` | the single owner: one event after the other through the state machine of `tombolo_proto::edge` |
+//! | `source` | the source cluster: topics, fetchers, comparison of a mirror's end |
+//! | [`dial`], `carrier` | QUIC: the way to the gateway, and one connection's streams |
+//! | `status` | `/status` and metrics |
+//! | [`cli`] | `run`, `check`, `status` |
+
+mod carrier;
+mod check;
+pub mod cli;
+pub mod dial;
+pub mod filter;
+pub mod settings;
+mod site;
+mod source;
+mod status;
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tombolo_service::admin_http::{AdminHttp, Sources};
+use tombolo_service::metrics::MetricsError;
+use tombolo_service::readiness::Readiness;
+use tombolo_service::settings::SettingsError;
+use tombolo_service::tasks::{TaskFailure, Tasks};
+
+pub use settings::Settings;
+
+/// For tasks to end after the gateway was told.
+const GRACE: Duration = Duration::from_secs(5);
+/// Fetch answers on their way to the owner of the site. Each fetcher holds one more.
+const SOURCE_EVENTS: usize = 1;
+
+/// Why an agent ended other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The local HTTP address cannot be used.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// No metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// A task that should run on did not.
+    #[error(transparent)]
+    Task(#[from] TaskFailure),
+}
+
+/// Runs an agent until `shutdown`, inside the runtime of the caller. Several may run in one process, on ports of their
+/// own; they share the metrics.
+pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), RunError> {
+    let metrics = tombolo_service::metrics::install()?;
+    tombolo_service::metrics::describe(status::METRICS);
+    tombolo_service::metrics::build_info("tombolo-agent", env!("CARGO_PKG_VERSION"));
+    let (readiness, latch) = Readiness::new();
+    let (published, status) = watch::channel(Value::Null);
+    let http = AdminHttp::start(settings.http, Sources { readiness, metrics, status })?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), http = %http.address(), "agent started");
+
+    // Tasks outlive the order to stop: the gateway is told first.
+    let tasks = Tasks::new(&CancellationToken::new());
+    let (events, source_events) = mpsc::channel(SOURCE_EVENTS);
+    let source = source::start(&settings, &tasks, events, latch);
+    let site = site::Site::new(&settings, tasks.clone(), source, source_events, published);
+    let outcome = tokio::select! {
+        () = site.run(shutdown) => Ok(()),
+        failure = tasks.failed() => Err(RunError::Task(failure)),
+    };
+    // Those that overrun were named and ended.
+    drop(tasks.shutdown(GRACE).await);
+    match &outcome {
+        Ok(()) => tracing::info!("agent stopped"),
+        Err(error) => tracing::error!(%error, "agent ended"),
+    }
+    outcome
+}

@@ -1,0 +1,26 @@
+//! The agent's process: command line, runtime, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tombolo_agent::cli::Cli;
+
+/// Enough for the copying, and few: each thread of an allocator arena keeps memory of its own.
+const WORKERS: usize = 2;
+
+#[expect(clippy::print_stderr, reason = "there is no log without a runtime")]
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = if cli.is_daemon() {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()
+    } else {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    };
+    match runtime {
+        Ok(runtime) => runtime.block_on(cli.execute()),
+        Err(error) => {
+            eprintln!("tombolo-agent: cannot start the runtime: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

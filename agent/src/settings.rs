@@ -1,0 +1,204 @@
+//! Settings of the agent: `RawConfig` is what was written, [`Settings`] what the process uses. Each module owns its part.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tombolo_kafka::ClientSettings;
+use tombolo_proto::limits::{MAX_FRAME_BYTES, MIN_FRAME_BYTES};
+use tombolo_service::admin_http::HttpSettings;
+use tombolo_service::logging::LogSettings;
+use tombolo_service::settings::{ByteSize, Properties, SettingsError, Span, load, parse};
+
+use crate::dial::{LinkSettings, RawLink};
+use crate::filter::TopicFilter;
+
+/// Name under which the brokers' logs and quotas know the agent, where `client.id` is not set.
+const CLIENT_ID: &str = "tombolo-agent";
+
+/// Settings of an agent, checked: files were read, names and sizes are in range. `Debug` hides secrets.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How to reach the gateway.
+    pub link: LinkSettings,
+    /// How to reach the source cluster.
+    pub source: ClientSettings,
+    /// What may leave the site.
+    pub topics: TopicFilter,
+    /// Byte budgets.
+    pub memory: MemorySettings,
+    /// How often the source topics are looked at.
+    pub discovery_interval: Duration,
+    /// Local HTTP.
+    pub http: HttpSettings,
+    /// Logs; set up by `main`.
+    pub log: LogSettings,
+}
+
+/// Byte budgets. What the process needs at most is about `window` + leaders x 2 x `fetch` + 2 x `max_frame` +
+/// `link.send_window` + 20 MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemorySettings {
+    /// Batches in memory, fetched and not confirmed.
+    pub window: usize,
+    /// Records in one answer of one source broker.
+    pub fetch: i32,
+    /// Records of one partition in one answer.
+    pub fetch_partition: i32,
+    /// Largest frame, and so the largest batch that can be mirrored.
+    pub max_frame: usize,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    link: RawLink,
+    source: Properties,
+    #[serde(default)]
+    topics: RawTopics,
+    #[serde(default)]
+    memory: RawMemory,
+    #[serde(default)]
+    discovery: RawDiscovery,
+    #[serde(default = "default_http")]
+    http: HttpSettings,
+    #[serde(default)]
+    log: LogSettings,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTopics {
+    allow: Vec<String>,
+    deny: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawMemory {
+    window: ByteSize,
+    fetch: ByteSize,
+    fetch_partition: ByteSize,
+    max_frame: ByteSize,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDiscovery {
+    interval: Span,
+}
+
+impl Default for RawTopics {
+    fn default() -> Self {
+        Self { allow: vec!["*".to_owned()], deny: Vec::new() }
+    }
+}
+
+impl Default for RawMemory {
+    fn default() -> Self {
+        Self {
+            window: ByteSize::mib(16),
+            fetch: ByteSize::mib(1),
+            fetch_partition: ByteSize::kib(256),
+            max_frame: ByteSize::mib(2),
+        }
+    }
+}
+
+impl Default for RawDiscovery {
+    fn default() -> Self {
+        Self { interval: Span::from_secs(10) }
+    }
+}
+
+fn default_http() -> HttpSettings {
+    HttpSettings { listen: ([127, 0, 0, 1], 8081).into() }
+}
+
+impl Settings {
+    /// Reads and checks a settings file. Relative paths of `[link]` count from its folder.
+    pub fn load(path: &Path) -> Result<Self, SettingsError> {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        load::<RawConfig>(path)?.check(folder).map_err(|error| error.in_file(path))
+    }
+
+    /// As [`Settings::load`], from text already in memory. Relative paths count from the working directory.
+    pub fn parse(text: &str) -> Result<Self, SettingsError> {
+        parse::<RawConfig>(text)?.check(Path::new(""))
+    }
+}
+
+/// Where the local HTTP of the agent with this settings file listens. Nothing else of the file is checked, and no key
+/// file is read: whoever asks for the status need not be allowed to.
+pub fn http_of(path: &Path) -> Result<HttpSettings, SettingsError> {
+    let http = load::<RawConfig>(path)?.http;
+    http.check().map_err(|error| error.in_file(path))?;
+    Ok(http)
+}
+
+impl RawConfig {
+    fn check(self, folder: &Path) -> Result<Settings, SettingsError> {
+        self.http.check()?;
+        self.log.check()?;
+        Ok(Settings {
+            topics: TopicFilter::new(&self.topics.allow, &self.topics.deny)?,
+            memory: self.memory.check()?,
+            discovery_interval: self.discovery.check()?,
+            source: source(&self.source)?,
+            link: self.link.check(folder).map_err(|error| error.under("link"))?,
+            http: self.http,
+            log: self.log,
+        })
+    }
+}
+
+impl RawMemory {
+    fn check(self) -> Result<MemorySettings, SettingsError> {
+        let size = |key: &str, size: ByteSize, least: usize, most: usize| {
+            let bytes = size.as_usize();
+            if (least..=most).contains(&bytes) {
+                return Ok(bytes);
+            }
+            let allowed = format!("{} to {}", show(least), show(most));
+            Err(SettingsError::new(format!("memory.{key}"), format!("{size} is out of range"), allowed))
+        };
+        let int = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX);
+        let max_frame = size("max_frame", self.max_frame, MIN_FRAME_BYTES, MAX_FRAME_BYTES)?;
+        let fetch = size("fetch", self.fetch, 16 << 10, 1 << 30)?;
+        Ok(MemorySettings {
+            window: size("window", self.window, max_frame, 1 << 40)?,
+            fetch: int(fetch),
+            fetch_partition: int(size("fetch_partition", self.fetch_partition, 4 << 10, fetch)?),
+            max_frame,
+        })
+    }
+}
+
+fn show(bytes: usize) -> ByteSize {
+    ByteSize::bytes(bytes as u64)
+}
+
+impl RawDiscovery {
+    fn check(&self) -> Result<Duration, SettingsError> {
+        let interval = self.interval.duration();
+        if (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&interval) {
+            return Ok(interval);
+        }
+        let problem = format!("{} is out of range", self.interval);
+        Err(SettingsError::new("discovery.interval", problem, "100 ms to 1 h"))
+    }
+}
+
+fn source(properties: &Properties) -> Result<ClientSettings, SettingsError> {
+    let mut properties = properties.resolve("source")?;
+    if !properties.iter().any(|(name, _)| name == "client.id") {
+        properties.push(("client.id".to_owned(), CLIENT_ID.to_owned()));
+    }
+    let pairs = properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    ClientSettings::from_properties(pairs)
+        .map_err(|error| SettingsError::new(format!("source.{}", error.property), error.problem, error.allowed))
+}
+
+#[cfg(test)]
+#[path = "settings/settings_test.rs"]
+mod tests;

@@ -1,0 +1,99 @@
+//! Which topics can be mirrored, and what of their configs is told.
+
+use tombolo_kafka::cluster::Partition as KafkaPartition;
+
+use super::*;
+
+fn topic(partitions: impl IntoIterator<Item = i32>, error: Option<ErrorCode>) -> Topic {
+    let partitions = partitions.into_iter();
+    Topic {
+        name: "orders".into(),
+        topic_id: Some([3; 16]),
+        internal: false,
+        partitions: partitions.map(|id| KafkaPartition { id, leader: Some(1), leader_epoch: 0, error: None }).collect(),
+        error,
+    }
+}
+
+fn config(name: &str, value: &str, source: ConfigSource) -> ConfigEntry {
+    let (name, value) = (name.to_owned(), Some(value.to_owned()));
+    ConfigEntry { name, value, source, read_only: false, sensitive: false }
+}
+
+fn code(configs: &[ConfigEntry]) -> Option<FailureCode> {
+    match judge(&topic(0..2, None), configs) {
+        Outcome::Refused(failure) => Some(failure.code),
+        Outcome::Found(_) | Outcome::Problem(_) | Outcome::Doubtful => None,
+    }
+}
+
+#[test]
+fn compacted_and_append_time_topics_are_refused_whoever_set_it() {
+    for source in [ConfigSource::Topic, ConfigSource::StaticBroker, ConfigSource::Default] {
+        for policy in ["compact", "delete,compact", "compact, delete"] {
+            assert_eq!(code(&[config("cleanup.policy", policy, source)]), Some(FailureCode::UnsupportedCleanupPolicy));
+        }
+        let append = [config("message.timestamp.type", "LogAppendTime", source)];
+        assert_eq!(code(&append), Some(FailureCode::UnsupportedLogAppendTime));
+    }
+    let fine = [
+        config("cleanup.policy", "delete", ConfigSource::Topic),
+        config("message.timestamp.type", "CreateTime", ConfigSource::Topic),
+    ];
+    assert_eq!(code(&fine), None);
+    assert_eq!(code(&[]), None);
+}
+
+#[test]
+fn tells_what_was_set_and_the_largest_batch() {
+    let configs = [
+        config("retention.ms", "5", ConfigSource::Topic),
+        config("segment.bytes", "6", ConfigSource::StaticBroker),
+        config("max.message.bytes", "7", ConfigSource::StaticBroker),
+        ConfigEntry { sensitive: true, value: None, ..config("secret", "", ConfigSource::Topic) },
+    ];
+    let Outcome::Found(found) = judge(&topic(0..3, None), &configs) else { panic!("refused") };
+    let told: Vec<_> = found.configs.iter().map(|config| (config.name.as_str(), config.value.as_str())).collect();
+    assert_eq!(told, [("retention.ms", "5"), ("max.message.bytes", "7")]);
+    assert_eq!((found.partitions, found.topic_id), (3, Some([3; 16])));
+    let default = [config("max.message.bytes", "1048588", ConfigSource::Default)];
+    let Outcome::Found(found) = judge(&topic(0..1, None), &default) else { panic!("refused") };
+    assert_eq!(found.configs, []);
+}
+
+#[test]
+fn a_topic_that_cannot_be_seen_whole_says_why() {
+    assert!(shape(Some(topic(0..4, None))).is_ok());
+    let problem = |topic| shape(topic).err().unwrap();
+    let missing = problem(Some(topic([], Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION))));
+    assert_eq!(missing, "topic orders does not exist at the source");
+    let hidden = problem(Some(topic([], Some(ErrorCode::TOPIC_AUTHORIZATION_FAILED))));
+    assert!(hidden.contains("grant READ"), "{hidden}");
+    assert!(problem(Some(topic([0, 2], None))).contains("being made"));
+    assert!(problem(Some(topic([], None))).contains("no partitions"));
+    assert!(!problem(None).is_empty());
+}
+
+#[test]
+fn a_topic_that_was_there_is_missed_twice_before_it_is_gone() {
+    let name = TopicName::new("orders").unwrap();
+    let mut memory = Memory::default();
+    assert!(matches!(memory.doubt(&name, "gone".to_owned()), Outcome::Problem(_)));
+    let mut memory = Memory::default();
+    memory.seen.insert(name.clone());
+    assert!(matches!(memory.doubt(&name, "gone".to_owned()), Outcome::Doubtful));
+    assert!(matches!(memory.doubt(&name, "gone".to_owned()), Outcome::Problem(_)));
+}
+
+#[test]
+fn what_cannot_be_read_is_told_in_place_of_its_shape() {
+    let name = TopicName::new("orders").unwrap();
+    let found = || Outcome::Found(SourceTopic { partitions: 1, topic_id: None, configs: Vec::new() });
+    let source = |input| match input {
+        Some(EdgeInput::Source { source, .. }) => source,
+        other => panic!("{other:?}"),
+    };
+    assert!(source(input(name.clone(), found(), None)).is_ok());
+    assert_eq!(source(input(name.clone(), found(), Some("denied".to_owned()))), Err("denied".to_owned()));
+    assert!(input(name, Outcome::Doubtful, Some("denied".to_owned())).is_none());
+}

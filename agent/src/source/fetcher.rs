@@ -1,0 +1,373 @@
+//! Reads all partitions of one leader over one connection, with an incremental session where the broker grants one.
+//!
+//! Holds at most one answer: it asks for more when the owner of the site has taken what it brought, and while the window
+//! is full for nothing at all. Must never: give up, spin, or keep an idle partition in a request's way.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+use tombolo_kafka::fetch::{
+    FetchOnce, FetchOptions, FetchPosition, FetchSession, FetchedPartition, Isolation, fetch_once,
+};
+use tombolo_kafka::{Cluster, ErrorCode, KafkaError, TopicId};
+use tombolo_proto::edge::EdgeInput;
+use tombolo_proto::failure::{Failure, FailureCode};
+use tombolo_proto::id::{Offset, TopicName};
+
+use super::records::{Taken, take, unshared};
+use super::{Key, Note, SourceEvent, Why};
+
+const RECONNECT_MIN: Duration = Duration::from_millis(200);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+/// Pause after an answer that came at once and brought nothing: not every broker waits when it should.
+const EMPTY_PAUSE: Duration = Duration::from_millis(50);
+/// Most that one batch is asked for with when the usual limits cut it off, beyond the largest frame.
+const ONE_BATCH_EXTRA: usize = 64 << 10;
+
+/// How far a partition was read. Moves with the partition from fetcher to fetcher.
+#[derive(Debug)]
+pub(super) struct Cursor(Mutex<Place>);
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    offset: Offset,
+    /// Leader epoch of the last batch, once there was one.
+    epoch: Option<i32>,
+    /// What this process has fetched before, at most.
+    fetched_before: Offset,
+}
+
+impl Cursor {
+    pub(super) fn new(offset: Offset, fetched_before: Offset) -> Self {
+        Self(Mutex::new(Place { offset, epoch: None, fetched_before }))
+    }
+
+    pub(super) fn fetched_before(&self) -> Offset {
+        let place = self.place();
+        place.fetched_before.max(place.offset)
+    }
+
+    /// Plain values: a panic elsewhere leaves nothing half done.
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A partition to be read.
+#[derive(Debug, Clone)]
+pub(super) struct Assignment {
+    pub(super) fetch: u64,
+    pub(super) cursor: Arc<Cursor>,
+    pub(super) topic_id: Option<TopicId>,
+    pub(super) leader_epoch: i32,
+    /// Reading it was refused before: say so when it works.
+    pub(super) on_trial: bool,
+}
+
+impl Assignment {
+    fn position(&self) -> FetchPosition {
+        let place = *self.cursor.place();
+        FetchPosition { offset: place.offset, current_leader_epoch: self.leader_epoch, last_fetched_epoch: place.epoch }
+    }
+}
+
+/// What is to change for a fetcher, at most one change a partition: giving one in never waits.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    changes: Mutex<BTreeMap<Key, Option<Assignment>>>,
+    bell: Notify,
+}
+
+impl Inbox {
+    /// Reads the partition from the assignment's cursor on, or no more.
+    pub(super) fn put(&self, key: Key, change: Option<Assignment>) {
+        self.changes().insert(key, change);
+        self.bell.notify_one();
+    }
+
+    fn take(&self) -> BTreeMap<Key, Option<Assignment>> {
+        std::mem::take(&mut *self.changes())
+    }
+
+    fn changes(&self) -> MutexGuard<'_, BTreeMap<Key, Option<Assignment>>> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who a fetcher speaks with.
+pub(super) struct Lines {
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) room: watch::Receiver<bool>,
+    pub(super) notes: mpsc::Sender<Note>,
+    pub(super) events: mpsc::Sender<SourceEvent>,
+}
+
+pub(super) struct Fetcher {
+    broker: i32,
+    cluster: Cluster,
+    options: FetchOptions,
+    max_batch: usize,
+    lines: Lines,
+    partitions: BTreeMap<Key, Assignment>,
+}
+
+/// Partitions that are to be read no more, and why.
+type Returns = Vec<(Key, u64, Why)>;
+
+impl Fetcher {
+    pub(super) fn new(broker: i32, cluster: Cluster, options: FetchOptions, max_batch: usize, lines: Lines) -> Self {
+        Self { broker, cluster, options, max_batch, lines, partitions: BTreeMap::new() }
+    }
+
+    /// Never ends.
+    pub(super) async fn run(mut self) {
+        let backoff =
+            ExponentialBuilder::new().with_min_delay(RECONNECT_MIN).with_max_delay(RECONNECT_MAX).with_jitter();
+        let backoff = backoff.without_max_times();
+        let mut delays = backoff.build();
+        loop {
+            self.wait_for_partitions().await;
+            let error = match self.cluster.connect(self.broker).await {
+                Ok(connection) => {
+                    let mut session = FetchSession::new(connection, self.options.clone());
+                    for (key, assignment) in &self.partitions {
+                        add(&mut session, key, assignment);
+                    }
+                    let (error, answered) = self.read(&mut session).await;
+                    if answered {
+                        delays = backoff.build();
+                    }
+                    error
+                }
+                Err(error) => error,
+            };
+            tracing::debug!(broker = self.broker, %error, "fetching interrupted");
+            self.note(Note::Unreachable).await;
+            tokio::time::sleep(delays.next().unwrap_or(RECONNECT_MAX)).await;
+        }
+    }
+
+    async fn note(&self, note: Note) {
+        // Nobody listens when the process ends.
+        drop(self.lines.notes.send(note).await);
+    }
+
+    /// A fetcher without partitions needs no connection.
+    async fn wait_for_partitions(&mut self) {
+        loop {
+            for (key, change) in self.lines.inbox.take() {
+                match change {
+                    Some(assignment) => self.partitions.insert(key, assignment),
+                    None => self.partitions.remove(&key),
+                };
+            }
+            if !self.partitions.is_empty() {
+                return;
+            }
+            self.lines.inbox.bell.notified().await;
+        }
+    }
+
+    /// Reads until the connection fails. Also tells whether anything was answered.
+    async fn read(&mut self, session: &mut FetchSession) -> (KafkaError, bool) {
+        let mut answered = false;
+        loop {
+            self.take_changes(session);
+            if self.partitions.is_empty() {
+                self.lines.inbox.bell.notified().await;
+                continue;
+            }
+            if !*self.lines.room.borrow_and_update() {
+                tokio::select! {
+                    // The owner's end lives as long as the process.
+                    _ = self.lines.room.changed() => {}
+                    () = self.lines.inbox.bell.notified() => {}
+                }
+                continue;
+            }
+            let asked = Instant::now();
+            let fetched = match session.fetch().await {
+                Ok(fetched) => fetched,
+                Err(error) => return (error, answered),
+            };
+            answered = true;
+            let idle = fetched.is_empty();
+            if let Err(error) = self.deliver(session, fetched).await {
+                return (error, answered);
+            }
+            if idle && asked.elapsed() < EMPTY_PAUSE {
+                tokio::time::sleep(EMPTY_PAUSE).await;
+            }
+        }
+    }
+
+    fn take_changes(&mut self, session: &mut FetchSession) {
+        for (key, change) in self.lines.inbox.take() {
+            match change {
+                Some(assignment) => {
+                    add(session, &key, &assignment);
+                    self.partitions.insert(key, assignment);
+                }
+                None => {
+                    session.remove(key.0.as_str(), key.1);
+                    self.partitions.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Hands an answer to the owner of the site, and waits until it is taken.
+    async fn deliver(&mut self, session: &mut FetchSession, fetched: Vec<FetchedPartition>) -> Result<(), KafkaError> {
+        let others = fetched.iter().filter(|partition| !partition.records.is_empty()).count() > 1;
+        let mut inputs = Vec::new();
+        let mut returns = Returns::new();
+        let mut places = Vec::new();
+        let mut readable = Vec::new();
+        for partition in fetched {
+            let Ok(topic) = TopicName::new(&partition.topic) else { continue };
+            let key = (topic, partition.partition);
+            let Some(assignment) = self.partitions.get_mut(&key) else { continue };
+            if let Some(why) = refused(&partition, assignment, &key, &mut inputs) {
+                returns.push((key, assignment.fetch, why));
+                continue;
+            }
+            if std::mem::take(&mut assignment.on_trial) {
+                readable.push(key.0.clone());
+            }
+            let assignment = assignment.clone();
+            let offset = assignment.cursor.place().offset;
+            let mut high_watermark = partition.high_watermark;
+            let records = unshared(partition.records, others);
+            let mut taken = take(key.1, offset, records, self.max_batch);
+            if taken.starved {
+                let whole = self.ask_for_one(session, &key, &assignment, offset).await?;
+                if whole.error.is_some() {
+                    continue;
+                }
+                high_watermark = whole.high_watermark;
+                taken = take(key.1, offset, whole.records, self.max_batch);
+                if taken.starved {
+                    taken.failure = Some(unreadable(&key, offset, self.one_batch()));
+                }
+            }
+            let Taken { batches, failure, next, epoch, starved: _ } = taken;
+            let (topic, fetch) = (key.0.clone(), assignment.fetch);
+            count(&batches, &assignment);
+            inputs.push(EdgeInput::Fetched { topic: topic.clone(), partition: key.1, fetch, batches, high_watermark });
+            if let Some(failure) = failure {
+                inputs.push(EdgeInput::FetchFailed { topic, fetch, failure });
+                returns.push((key, fetch, Why::Failed));
+            } else {
+                places.push((key, assignment, next, epoch));
+            }
+        }
+        if !inputs.is_empty() {
+            drop(self.lines.events.send(SourceEvent::Inputs(inputs)).await);
+        }
+        // Only what is delivered counts as read: whoever takes the partition over delivers after it.
+        for (key, assignment, next, epoch) in places {
+            {
+                let mut place = assignment.cursor.place();
+                place.offset = next;
+                place.epoch = epoch.or(place.epoch);
+            }
+            session.advance(key.0.as_str(), key.1, assignment.position());
+        }
+        for (key, fetch, why) in returns {
+            session.remove(key.0.as_str(), key.1);
+            self.partitions.remove(&key);
+            self.note(Note::Returned { key, fetch, why }).await;
+        }
+        for topic in readable {
+            self.note(Note::Readable { topic }).await;
+        }
+        Ok(())
+    }
+
+    fn one_batch(&self) -> usize {
+        self.max_batch + ONE_BATCH_EXTRA
+    }
+
+    /// The next batch alone, however large: the usual limits cut it off.
+    async fn ask_for_one(
+        &self,
+        session: &FetchSession,
+        key: &Key,
+        assignment: &Assignment,
+        offset: Offset,
+    ) -> Result<FetchedPartition, KafkaError> {
+        let once = FetchOnce {
+            topic: &key.0.shared(),
+            topic_id: assignment.topic_id,
+            partition: key.1,
+            offset,
+            leader_epoch: assignment.leader_epoch,
+            max_bytes: i32::try_from(self.one_batch()).unwrap_or(i32::MAX),
+            max_wait: Duration::ZERO,
+            isolation: Isolation::ReadCommitted,
+        };
+        fetch_once(session.connection(), once).await
+    }
+}
+
+fn add(session: &mut FetchSession, key: &Key, assignment: &Assignment) {
+    session.add(&key.0.shared(), assignment.topic_id, key.1, assignment.position());
+}
+
+/// Why the broker gives nothing of the partition, if so.
+fn refused(
+    partition: &FetchedPartition,
+    assignment: &Assignment,
+    key: &Key,
+    inputs: &mut Vec<EdgeInput>,
+) -> Option<Why> {
+    if let Some((epoch, end_offset)) = partition.diverging_epoch {
+        let offset = assignment.cursor.place().offset;
+        let failure = parted(key, offset, epoch, end_offset);
+        inputs.push(EdgeInput::FetchFailed { topic: key.0.clone(), fetch: assignment.fetch, failure });
+        return Some(Why::Failed);
+    }
+    match partition.error? {
+        ErrorCode::OFFSET_OUT_OF_RANGE => Some(Why::OutOfRange { offset: assignment.cursor.place().offset }),
+        code @ ErrorCode::TOPIC_AUTHORIZATION_FAILED => Some(Why::Denied(code)),
+        // Retriable or not: the next look shows whether the topic is still there, and it is tried again.
+        code => Some(Why::Trouble(code)),
+    }
+}
+
+/// The source's log was cut back below what was read from it, and goes on with other records.
+fn parted(key: &Key, offset: Offset, epoch: i32, end_offset: Offset) -> Failure {
+    let detail = format!(
+        "the source lost the records from offset {end_offset} on, of which those below {offset} were read before (its \
+         leader epoch {epoch} ends there): an unclean leader election"
+    );
+    Failure::at(FailureCode::UnexpectedTruncation, key.1, end_offset, detail).until(offset.max(end_offset + 1))
+}
+
+fn unreadable(key: &Key, offset: Offset, asked: usize) -> Failure {
+    let detail = format!(
+        "the source gives no whole batch here when asked for {asked} bytes: raise memory.max_frame on both sides"
+    );
+    Failure::at(FailureCode::BatchTooLarge, key.1, offset, detail)
+}
+
+fn count(batches: &[tombolo_proto::batch::Batch], assignment: &Assignment) {
+    if batches.is_empty() {
+        return;
+    }
+    let before = assignment.cursor.place().fetched_before;
+    let bytes = |again: bool| -> usize {
+        let some = batches.iter().filter(|batch| !again || batch.next_offset() <= before);
+        some.map(|batch| batch.bytes().len()).sum()
+    };
+    metrics::counter!("tombolo_fetched_bytes_total").increment(bytes(false) as u64);
+    metrics::counter!("tombolo_refetched_bytes_total").increment(bytes(true) as u64);
+}
+
+#[cfg(test)]
+#[path = "fetcher/fetcher_test.rs"]
+mod tests;

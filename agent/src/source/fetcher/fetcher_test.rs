@@ -1,0 +1,85 @@
+//! What a broker's refusal of one partition leads to, and how changes reach a fetcher.
+
+use super::*;
+
+fn key() -> Key {
+    (TopicName::new("orders").unwrap(), 2)
+}
+
+fn assignment(fetch: u64, offset: Offset) -> Assignment {
+    let cursor = Arc::new(Cursor::new(offset, 0));
+    Assignment { fetch, cursor, topic_id: None, leader_epoch: 5, on_trial: false }
+}
+
+fn answer(error: Option<ErrorCode>, diverging_epoch: Option<(i32, i64)>) -> FetchedPartition {
+    FetchedPartition {
+        topic: "orders".into(),
+        partition: 2,
+        error,
+        high_watermark: 100,
+        last_stable_offset: 100,
+        log_start_offset: 0,
+        diverging_epoch,
+        records: bytes::Bytes::new(),
+    }
+}
+
+fn why(error: Option<ErrorCode>, diverging_epoch: Option<(i32, i64)>) -> (Option<Why>, Vec<EdgeInput>) {
+    let mut inputs = Vec::new();
+    let why = refused(&answer(error, diverging_epoch), &assignment(9, 40), &key(), &mut inputs);
+    (why, inputs)
+}
+
+#[test]
+fn no_error_is_no_refusal() {
+    assert!(matches!(why(None, None), (None, inputs) if inputs.is_empty()));
+}
+
+#[test]
+fn each_error_has_its_way() {
+    let out_of_range = why(Some(ErrorCode::OFFSET_OUT_OF_RANGE), None).0;
+    assert!(matches!(out_of_range, Some(Why::OutOfRange { offset: 40 })));
+    assert!(matches!(why(Some(ErrorCode::TOPIC_AUTHORIZATION_FAILED), None).0, Some(Why::Denied(_))));
+    for code in [
+        ErrorCode::NOT_LEADER_OR_FOLLOWER,
+        ErrorCode::FENCED_LEADER_EPOCH,
+        ErrorCode::UNKNOWN_TOPIC_ID,
+        ErrorCode::KAFKA_STORAGE_ERROR,
+        ErrorCode::UNKNOWN_SERVER_ERROR,
+    ] {
+        let (why, inputs) = why(Some(code), None);
+        assert!(matches!(why, Some(Why::Trouble(told)) if told == code), "{code}");
+        assert!(inputs.is_empty(), "a broker in trouble stops no mirror");
+    }
+}
+
+#[test]
+fn a_log_that_was_cut_back_stops_the_mirror() {
+    let (why, inputs) = why(None, Some((3, 25)));
+    assert!(matches!(why, Some(Why::Failed)));
+    let [EdgeInput::FetchFailed { fetch: 9, failure, .. }] = inputs.as_slice() else { panic!("{inputs:?}") };
+    assert_eq!(
+        (failure.code, failure.partition, failure.offset, failure.end_offset),
+        (FailureCode::UnexpectedTruncation, Some(2), Some(25), Some(40))
+    );
+}
+
+#[test]
+fn the_last_change_of_a_partition_counts() {
+    let inbox = Inbox::default();
+    inbox.put(key(), Some(assignment(1, 0)));
+    inbox.put(key(), None);
+    inbox.put(key(), Some(assignment(2, 10)));
+    let changes = inbox.take();
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[&key()].as_ref().map(|assignment| assignment.fetch), Some(2));
+    assert!(inbox.take().is_empty());
+}
+
+#[test]
+fn a_cursor_remembers_what_was_fetched_before() {
+    let cursor = Cursor::new(50, 80);
+    assert_eq!(cursor.fetched_before(), 80);
+    cursor.place().offset = 90;
+    assert_eq!(cursor.fetched_before(), 90);
+}
