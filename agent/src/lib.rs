@@ -68,9 +68,11 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), 
     let (events, source_events) = mpsc::channel(SOURCE_EVENTS);
     let source = source::start(&settings, &tasks, events, latch);
     let site = site::Site::new(&settings, tasks.clone(), source, source_events, published);
+    let failed = tasks.stop_token().clone();
     let outcome = tokio::select! {
         () = site.run(shutdown) => Ok(()),
-        failure = tasks.failed() => Err(RunError::Task(failure)),
+        // Nobody else has stopped the group yet.
+        () = failed.cancelled() => tasks.failure().map_or(Ok(()), |failure| Err(RunError::Task(failure))),
     };
     // Those that overrun were named and ended.
     drop(tasks.shutdown(GRACE).await);
