@@ -30,7 +30,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 /// For the close frame to leave after a session.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 /// An unchanged reason is logged again after this time.
-const REPEAT_AFTER: Duration = Duration::from_secs(600);
+const REPEAT_AFTER: Duration = Duration::from_mins(10);
 /// Addresses of one gateway name that are tried.
 const MAX_ADDRESSES: usize = 8;
 const MAX_GATEWAYS: usize = 16;
@@ -124,7 +124,7 @@ impl RawLink {
             let allowed = format!("{} to {}", Span::new(least), Span::new(most));
             Err(SettingsError::new(key, format!("{span} is out of range"), allowed))
         };
-        let (milli, second, hour) = (Duration::from_millis(1), Duration::from_secs(1), Duration::from_secs(3600));
+        let (milli, second, hour) = (Duration::from_millis(1), Duration::from_secs(1), Duration::from_hours(1));
         let idle = within("idle_timeout", self.idle_timeout, second, hour)?;
         // Zero sends none: for metered links that are never idle for long.
         let keep_alive = match within("keep_alive", self.keep_alive, Duration::ZERO, hour)? {
@@ -178,6 +178,10 @@ impl RawLink {
         self.gateway.iter().enumerate().map(gateway).collect()
     }
 
+    #[expect(
+        clippy::unwrap_in_result,
+        reason = "the expectations are about the provider built in, not about the settings"
+    )]
     fn tls(&self, folder: &Path) -> Result<QuicClientConfig, SettingsError> {
         let roots = tls::roots(&folder.join(&self.ca)).map_err(|error| error.at_key("ca"))?;
         let chain = tls::cert_chain(&folder.join(&self.certificate)).map_err(|error| error.at_key("certificate"))?;
@@ -346,7 +350,7 @@ impl LinkError {
     }
 }
 
-/// CRYPTO_ERROR of RFC 9000 section 20.1: 0x0100 plus the alert.
+/// `CRYPTO_ERROR` of RFC 9000 section 20.1: 0x0100 plus the alert.
 fn is_tls_alert(code: quinn::TransportErrorCode) -> bool {
     (0x100..0x200).contains(&u64::from(code))
 }

@@ -49,9 +49,10 @@ pub struct MemorySettings {
     pub max_frame: usize,
 }
 
+/// The file as it is written: names and defaults, nothing checked but types.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawConfig {
+pub struct RawConfig {
     link: RawLink,
     source: Properties,
     #[serde(default)]
@@ -118,7 +119,7 @@ fn default_http() -> HttpSettings {
 impl Settings {
     /// Reads and checks a settings file. Relative paths of `[link]` count from its folder.
     pub fn load(path: &Path) -> Result<Self, SettingsError> {
-        let folder = path.parent().unwrap_or(Path::new(""));
+        let folder = path.parent().unwrap_or_else(|| Path::new(""));
         load::<RawConfig>(path)?.check(folder).map_err(|error| error.in_file(path))
     }
 
@@ -181,7 +182,7 @@ fn show(bytes: usize) -> ByteSize {
 impl RawDiscovery {
     fn check(&self) -> Result<Duration, SettingsError> {
         let interval = self.interval.duration();
-        if (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&interval) {
+        if (Duration::from_millis(100)..=Duration::from_hours(1)).contains(&interval) {
             return Ok(interval);
         }
         let problem = format!("{} is out of range", self.interval);

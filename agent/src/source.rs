@@ -236,7 +236,7 @@ impl Source {
             EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset } => {
                 self.compare(tail::Question { topic, partition, ticket, tail, next_offset });
             }
-            EdgeOutput::Fetch { topic, partition, fetch, offset } => self.fetch((topic, partition), fetch, offset),
+            EdgeOutput::Fetch { topic, partition, fetch, offset } => self.fetch(&(topic, partition), fetch, offset),
             EdgeOutput::PauseFetch { topic, partition } => self.set_paused(&(topic, partition), true),
             EdgeOutput::ResumeFetch { topic, partition } => self.set_paused(&(topic, partition), false),
             EdgeOutput::StopFetch { topic, partition } => self.stop(&(topic, partition)),
@@ -258,13 +258,13 @@ impl Source {
         self.topics.remove(topic);
     }
 
-    fn fetch(&mut self, key: Key, fetch: u64, offset: Offset) {
-        let fetched_before = self.partitions.get(&key).map_or(0, |reading| reading.cursor.fetched_before());
-        self.stop(&key);
+    fn fetch(&mut self, key: &Key, fetch: u64, offset: Offset) {
+        let fetched_before = self.partitions.get(key).map_or(0, |reading| reading.cursor.fetched_before());
+        self.stop(key);
         let cursor = Arc::new(Cursor::new(offset, fetched_before));
         let reading = Reading { fetch, cursor, paused: false, reader: None, in_doubt: false };
         self.partitions.insert(key.clone(), reading);
-        if !self.assign(&key) {
+        if !self.assign(key) {
             self.look();
         }
     }
@@ -373,14 +373,14 @@ impl Source {
                     watched.looks += 1;
                 }
             }),
-            Note::Returned { key, fetch, why } => self.returned(key, fetch, why),
+            Note::Returned { key, fetch, why } => self.returned(key, fetch, &why),
         }
     }
 
-    fn returned(&mut self, key: Key, fetch: u64, why: Why) {
+    fn returned(&mut self, key: Key, fetch: u64, why: &Why) {
         let Some(reading) = self.partitions.get_mut(&key).filter(|reading| reading.fetch == fetch) else { return };
         reading.reader = None;
-        match why {
+        match *why {
             Why::Trouble(code) => {
                 tracing::debug!(topic = %key.0, partition = key.1, %code, "leader looked for again");
                 self.look();

@@ -93,6 +93,7 @@ struct Memory {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names are those of Cluster Linking's REST resources")]
 struct Mirror<'a> {
     topic: &'a str,
     mirror_status: &'static str,
@@ -104,7 +105,8 @@ struct Mirror<'a> {
 
 #[derive(Debug, Serialize)]
 struct Partition {
-    partition: i32,
+    #[serde(rename = "partition")]
+    number: i32,
     source_high_watermark: Option<i64>,
     fetched: Option<i64>,
     sent: Option<i64>,
@@ -165,7 +167,7 @@ fn mirror(status: &EdgeMirrorStatus) -> Mirror<'_> {
 
 fn partition(status: &EdgePartitionStatus) -> Partition {
     Partition {
-        partition: status.partition,
+        number: status.partition,
         source_high_watermark: status.source_high_watermark,
         fetched: status.fetched,
         sent: status.sent,

@@ -23,7 +23,7 @@ fn files() -> (tempfile::TempDir, CertificateDer<'static>, PrivateKeyDer<'static
 }
 
 fn check(folder: &Path, text: &str) -> Result<LinkSettings, SettingsError> {
-    tombolo_service::settings::parse::<RawLink>(text).unwrap().check(folder)
+    tombolo_service::settings::parse::<RawLink>(text)?.check(folder)
 }
 
 #[test]
@@ -164,10 +164,14 @@ async fn dials_again_after_each_refusal() {
             let connection = server.accept().await;
             connection.close(VarInt::from_u32(CloseCode::Unavailable.number()), b"later");
         }
-        let mut reasons = Vec::new();
+        let (mut reasons, mut links) = (Vec::new(), Vec::new());
         while reasons.len() < 2 {
-            if let Some(LinkEvent::Down { reason }) = heard.recv().await {
-                reasons.push(reason);
+            match heard.recv().await.unwrap() {
+                LinkEvent::Down { reason } => reasons.push(reason),
+                // An owner that lets go of a link closes it.
+                LinkEvent::Up(link) => links.push(link),
+                LinkEvent::WriterFree | LinkEvent::Stats(_) => {}
+                event @ (LinkEvent::Message(_) | LinkEvent::Breach { .. }) => panic!("{event:?}"),
             }
         }
         stop.cancel();

@@ -25,7 +25,7 @@ use crate::filter::TopicFilter;
 /// The first try must not hold up readiness and the link for as long as a dead broker takes.
 const FIRST_CONTACT: Duration = Duration::from_secs(10);
 /// A look and its answers.
-const LOOK_DEADLINE: Duration = Duration::from_secs(60);
+const LOOK_DEADLINE: Duration = Duration::from_mins(1);
 /// Looks that were asked for keep this distance; it doubles while they follow upon each other.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -137,9 +137,10 @@ impl Discovery {
         if memory.trouble == trouble {
             return;
         }
-        match &trouble {
-            Some(reason) => tracing::warn!(%reason, "source cluster cannot be read"),
-            None => tracing::info!("source cluster answers again"),
+        if let Some(reason) = &trouble {
+            tracing::warn!(%reason, "source cluster cannot be read");
+        } else {
+            tracing::info!("source cluster answers again");
         }
         memory.trouble.clone_from(&trouble);
         self.tell(SourceEvent::Trouble(trouble)).await;

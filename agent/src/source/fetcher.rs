@@ -207,15 +207,12 @@ impl Fetcher {
 
     fn take_changes(&mut self, session: &mut FetchSession) {
         for (key, change) in self.lines.inbox.take() {
-            match change {
-                Some(assignment) => {
-                    add(session, &key, &assignment);
-                    self.partitions.insert(key, assignment);
-                }
-                None => {
-                    session.remove(key.0.as_str(), key.1);
-                    self.partitions.remove(&key);
-                }
+            if let Some(assignment) = change {
+                add(session, &key, &assignment);
+                self.partitions.insert(key, assignment);
+            } else {
+                session.remove(key.0.as_str(), key.1);
+                self.partitions.remove(&key);
             }
         }
     }
