@@ -14,7 +14,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 pub use error::SettingsError;
-pub use example::undocumented_keys;
+pub use example::{undocumented_keys, untrue_defaults};
 pub use properties::Properties;
 pub use units::{ByteSize, Span, UnitError};
 

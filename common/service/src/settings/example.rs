@@ -3,6 +3,8 @@
 //! In an example a line `# key = value` or `# [table]` is a setting that is not set (the key is a bare TOML key); all
 //! other `#` lines are comments.
 
+use std::fmt::Debug;
+
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
@@ -25,6 +27,25 @@ pub fn undocumented_keys<T: DeserializeOwned>(text: &str) -> Result<Vec<String>,
     let mut steps = Vec::new();
     visit::<T>(&document, &mut steps, &Value::Table(document.clone()), &mut missing);
     Ok(missing)
+}
+
+/// The commented-out settings of the example `text` whose value is not what holds without them, as `key = value`.
+/// What holds is compared by `Debug`, so secrets that it hides are not seen.
+pub fn untrue_defaults<T: DeserializeOwned + Debug>(text: &str) -> Result<Vec<String>, SettingsError> {
+    let without = format!("{:?}", parse::<T>(text)?);
+    let lines: Vec<&str> = text.lines().collect();
+    let mut untrue = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let Some(setting) = commented_setting(line).filter(|setting| !setting.starts_with('[')) else {
+            continue;
+        };
+        let with = lines.iter().enumerate().map(|(other, line)| if other == at { setting } else { line });
+        let with = with.collect::<Vec<_>>().join("\n");
+        if format!("{:?}", parse::<T>(&with)?) != without {
+            untrue.push(setting.to_owned());
+        }
+    }
+    Ok(untrue)
 }
 
 #[derive(Clone)]
@@ -159,6 +180,26 @@ mod tests {
             let text = WHOLE.replace(line, "");
             assert_eq!(undocumented_keys::<Raw>(&text).unwrap(), [key], "{line}");
         }
+    }
+
+    #[test]
+    fn finds_a_default_that_does_not_hold() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        #[expect(dead_code, reason = "read through Debug")]
+        struct Memory {
+            window: ByteSize,
+            spill: Span,
+        }
+        impl Default for Memory {
+            fn default() -> Self {
+                Self { window: ByteSize::mib(16), spill: Span::from_secs(2) }
+            }
+        }
+        let text = "# window = \"16 MiB\"\n# spill = \"3 s\"\n";
+        assert_eq!(untrue_defaults::<Memory>(text).unwrap(), ["spill = \"3 s\""]);
+        assert_eq!(untrue_defaults::<Memory>("spill = \"3 s\"\n").unwrap(), Vec::<String>::new());
+        assert_eq!(untrue_defaults::<Memory>("# spil = \"3 s\"\n").unwrap_err().key(), Some("spil"));
     }
 
     #[test]
