@@ -1,1 +1,35 @@
-//! tombolo in the cloud: accepts links and writes mirrors.
+//! tombolo in the cloud: accepts links and appends to mirrors.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`settings`] | the settings file, checked |
+//! | `gateway` | [`run`]: starts everything, stops it in order |
+//! | `listener` | QUIC, mutual certificates, whose connection it is (`identity`) |
+//! | `carrier` | one connection's streams: control messages, frames |
+//! | `session` | one connection's owner: drives `tombolo_proto::cloud` |
+//! | `registry` | who holds which link: terms and leases in a compacted topic |
+//! | `topics` | mirror topics: made, grown, checked |
+//! | `recover` | where a partition stands in the cloud |
+//! | `writer` | appends to partitions' leaders |
+//! | `status`, `metrics` | what is shown |
+//! | [`cli`] | the commands |
+
+mod carrier;
+pub mod cli;
+mod clock;
+mod gateway;
+mod identity;
+mod listener;
+mod metrics;
+mod recover;
+mod registry;
+mod session;
+pub mod settings;
+mod shared;
+mod status;
+mod topics;
+mod writer;
+
+pub use gateway::{RunError, run};
+pub use identity::{DomainError, TrustDomain};
+pub use settings::Settings;

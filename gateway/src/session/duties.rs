@@ -1,0 +1,301 @@
+//! What a session has tasks do: take the link, make topics ready, read log ends, append batches.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tombolo_kafka::Cluster;
+use tombolo_kafka::cluster::{ClusterMetadata, Leader};
+use tombolo_proto::cloud::CloudInput;
+use tombolo_proto::id::{LinkName, MirrorId, Offset, Partition, TopicName};
+use tombolo_proto::mirror::Outcome;
+use tombolo_service::tasks::Tasks;
+
+use super::Event;
+use crate::metrics;
+use crate::recover::{self, Found, Place, RecoverError};
+use crate::registry::{Claim, SessionLease};
+use crate::shared::{Presence, Shared};
+use crate::topics::{TopicError, Wanted};
+use crate::writer::{Job, Writers};
+
+/// Partitions that are looked at together: each may hold its last batches in memory.
+const MAX_RECOVERIES: usize = 16;
+/// For another link to leave memory to this one.
+const CREDIT_PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+const LAST_BACKOFF: Duration = Duration::from_secs(10);
+/// An append unanswered for so long makes the session look whether its leader still leads.
+const SUSPICION: Duration = Duration::from_secs(3);
+
+type Key = (MirrorId, Partition);
+
+/// The tasks of one session and what they must know of it.
+#[derive(Debug)]
+pub(super) struct Duties {
+    shared: Arc<Shared>,
+    link: LinkName,
+    events: mpsc::Sender<Event>,
+    tasks: Tasks,
+    pub(super) stop: CancellationToken,
+    writing: Option<Writing>,
+    recoveries: Arc<Semaphore>,
+    preparing: HashMap<MirrorId, AbortHandle>,
+    partitions: HashMap<Key, Outstanding>,
+    looking: bool,
+    /// Dropped last: nothing of the session is left then.
+    presence: Arc<Presence>,
+}
+
+/// What a session that holds its link writes with.
+#[derive(Debug)]
+struct Writing {
+    lease: Arc<SessionLease>,
+    cluster: Cluster,
+    writers: Writers,
+    /// Memory for the link's frames, given back with the session.
+    _credit: tokio::sync::OwnedSemaphorePermit,
+}
+
+/// A partition that was looked at.
+#[derive(Debug)]
+struct Outstanding {
+    topic: TopicName,
+    /// Who told the log end; batches go nowhere else.
+    leader: Leader,
+    /// Batches without an answer, and since when.
+    tickets: BTreeMap<u64, Instant>,
+    /// Offset after the last batch that was sent in this session.
+    sent: Offset,
+}
+
+impl Duties {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        link: LinkName,
+        presence: Presence,
+        events: mpsc::Sender<Event>,
+        tasks: Tasks,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            shared,
+            link,
+            events,
+            tasks,
+            stop,
+            writing: None,
+            recoveries: Arc::new(Semaphore::new(MAX_RECOVERIES)),
+            preparing: HashMap::new(),
+            partitions: HashMap::new(),
+            looking: false,
+            presence: Arc::new(presence),
+        }
+    }
+
+    /// The session's lease, once it has the link.
+    pub(super) fn lease(&self) -> Option<Arc<SessionLease>> {
+        self.writing.as_ref().map(|writing| Arc::clone(&writing.lease))
+    }
+
+    /// Takes the link: the term, the end of earlier sessions here, the memory.
+    pub(super) fn claim(&self) {
+        let (shared, link) = (Arc::clone(&self.shared), self.link.clone());
+        let presence = Arc::clone(&self.presence);
+        self.spawn("claim", async move {
+            let failed = |reason: String| Event::Input(CloudInput::ClaimFailed { reason });
+            let mut claim = match shared.registry.claim(&link).await {
+                Ok(claim) => claim,
+                Err(error) => return failed(error.to_string()),
+            };
+            // Sessions of this process stop writing when they see the new term; nobody needs to wait for their lease.
+            if tokio::time::timeout(claim.patience, presence.alone()).await.is_err() {
+                claim.write_after = claim.write_after.max(shared.clock.now() + claim.patience);
+            }
+            match tokio::time::timeout(CREDIT_PATIENCE, shared.credit()).await {
+                Ok(Some(credit)) => Event::Claimed { claim, credit },
+                Ok(None) | Err(_) => failed("memory.credit_total is taken by other links".to_owned()),
+            }
+        });
+    }
+
+    /// Makes a mirror topic ready, for as long as it takes.
+    pub(super) fn prepare(&mut self, mirror: MirrorId, wanted: Wanted) {
+        let topics = self.shared.topics.clone();
+        let events = self.events.clone();
+        let work = async move {
+            let mut backoff = FIRST_BACKOFF;
+            loop {
+                let (input, done) = match topics.prepare(&wanted).await {
+                    Ok(partitions) => (CloudInput::TopicReady { mirror, partitions }, true),
+                    Err(TopicError::Failed(failure)) => (CloudInput::TopicFailed { mirror, failure }, true),
+                    Err(TopicError::Unavailable(reason)) => (CloudInput::TopicUnavailable { mirror, reason }, false),
+                };
+                if events.send(Event::Input(input)).await.is_err() || done {
+                    return;
+                }
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(LAST_BACKOFF);
+            }
+        };
+        let task = self.tasks.spawn_child("topic", until_stopped(self.tasks.stop_token().clone(), work));
+        if let Some(earlier) = self.preparing.insert(mirror, task.abort_handle()) {
+            earlier.abort();
+        }
+    }
+
+    /// Looks at a partition.
+    pub(super) fn recover(&self, mirror: MirrorId, topic: TopicName, partition: Partition, attempt: u32) {
+        let Some(writing) = &self.writing else { return };
+        let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.recoveries));
+        let place = Place { topic, partition, producer_id: self.link.producer_id() };
+        self.spawn("recover", async move {
+            let _slot = slots.acquire_owned().await;
+            let result = recover::recover(&cluster, &place).await;
+            Event::Found { mirror, partition, attempt, result }
+        });
+    }
+
+    /// Appends a batch at the leader that told the partition's log end.
+    pub(super) fn produce(
+        &mut self,
+        mirror: MirrorId,
+        topic: TopicName,
+        partition: Partition,
+        ticket: u64,
+        offset: Offset,
+        batch: Bytes,
+    ) {
+        // The half-protocol asks for a look before the first batch, and for the link before that.
+        let (Some(writing), Some(place)) = (&mut self.writing, self.partitions.get_mut(&(mirror, partition))) else {
+            return;
+        };
+        place.tickets.insert(ticket, Instant::now());
+        let again = offset < place.sent;
+        place.sent = place.sent.max(offset + 1);
+        writing.writers.write(place.leader.broker, Job { mirror, partition, ticket, topic, offset, batch, again });
+    }
+
+    /// What an answer means to the half-protocol.
+    pub(super) fn settle(&mut self, event: Event) -> Vec<CloudInput> {
+        match event {
+            Event::Input(input) => vec![input],
+            Event::Claimed { claim, credit } => vec![self.claimed(claim, credit)],
+            Event::Found { mirror, partition, attempt, result } => {
+                vec![self.found((mirror, partition), attempt, result)]
+            }
+            Event::Produced { mirror, partition, ticket, outcome } => {
+                let place = self.partitions.get_mut(&(mirror, partition));
+                // A ticket that was given up before has had its answer.
+                match place.and_then(|place| place.tickets.remove(&ticket)) {
+                    Some(_) => vec![CloudInput::Produced { mirror, partition, ticket, outcome }],
+                    None => Vec::new(),
+                }
+            }
+            Event::Leaders(metadata) => {
+                self.looking = false;
+                metadata.map_or_else(Vec::new, |metadata| self.give_up_moved(&metadata))
+            }
+        }
+    }
+
+    fn claimed(&mut self, claim: Claim, credit: tokio::sync::OwnedSemaphorePermit) -> CloudInput {
+        let Claim { lease, write_after, .. } = claim;
+        let guard = Arc::clone(&lease);
+        let cluster = Cluster::new(self.shared.write_settings()).with_write_guard(Arc::new(move || guard.guard()));
+        let writers = Writers::new(
+            cluster.clone(),
+            Arc::clone(&lease),
+            self.shared.settings.produce,
+            self.events.clone(),
+            self.tasks.clone(),
+        );
+        let term = lease.term();
+        metrics::session_began();
+        let wait_ms = write_after.saturating_sub(self.shared.clock.now()).as_millis();
+        tracing::info!(link = %self.link, term = term.0, wait_ms, "session holds the link");
+        self.writing = Some(Writing { lease, cluster, writers, _credit: credit });
+        CloudInput::Claimed { term, write_after }
+    }
+
+    fn found(&mut self, key: Key, attempt: u32, result: Result<Found, RecoverError>) -> CloudInput {
+        let (mirror, partition) = key;
+        let result = match result {
+            Ok(Found { recovery, leader, topic }) => {
+                let place = self.partitions.entry(key).or_insert_with(|| Outstanding {
+                    topic,
+                    leader,
+                    tickets: BTreeMap::new(),
+                    sent: 0,
+                });
+                place.leader = leader;
+                Ok(recovery)
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        CloudInput::Recovered { mirror, partition, attempt, result }
+    }
+
+    /// Looks up leaders if an append stays unanswered: a leader that hangs does not say that it was replaced.
+    pub(super) fn watch_leaders(&mut self) {
+        let Some(writing) = &self.writing else { return };
+        let suspicious = |place: &&Outstanding| place.tickets.values().any(|since| since.elapsed() > SUSPICION);
+        let mut topics: Vec<String> =
+            self.partitions.values().filter(suspicious).map(|place| place.topic.to_string()).collect();
+        if topics.is_empty() || self.looking {
+            return;
+        }
+        topics.sort();
+        topics.dedup();
+        self.looking = true;
+        let cluster = writing.cluster.clone();
+        self.spawn("leaders", async move { Event::Leaders(cluster.metadata(Some(&topics)).await.ok()) });
+    }
+
+    /// Puts in doubt what was sent to leaders that lead no more.
+    fn give_up_moved(&mut self, metadata: &ClusterMetadata) -> Vec<CloudInput> {
+        let mut leaders = HashMap::new();
+        for topic in &metadata.topics {
+            for partition in &topic.partitions {
+                if let Some(broker) = partition.leader {
+                    leaders.insert((&*topic.name, partition.id), (broker, partition.leader_epoch));
+                }
+            }
+        }
+        let mut inputs = Vec::new();
+        for (&(mirror, partition), place) in &mut self.partitions {
+            let Some(&(broker, epoch)) = leaders.get(&(place.topic.as_str(), partition)) else { continue };
+            if broker == place.leader.broker && epoch <= place.leader.epoch {
+                continue;
+            }
+            for (ticket, _) in std::mem::take(&mut place.tickets) {
+                let reason = format!("broker {broker} leads the partition, no longer broker {}", place.leader.broker);
+                inputs.push(CloudInput::Produced { mirror, partition, ticket, outcome: Outcome::Doubt { reason } });
+            }
+        }
+        inputs
+    }
+
+    fn spawn(&self, name: &'static str, work: impl Future<Output = Event> + Send + 'static) {
+        let events = self.events.clone();
+        let work = async move {
+            let event = work.await;
+            // Nobody to hear it means that the session is over.
+            drop(events.send(event).await);
+        };
+        // Ends by itself or with the session.
+        drop(self.tasks.spawn_child(name, until_stopped(self.tasks.stop_token().clone(), work)));
+    }
+}
+
+async fn until_stopped(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = stop.cancelled() => {}
+    }
+}

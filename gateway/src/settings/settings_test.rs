@@ -1,0 +1,111 @@
+use super::*;
+
+const LEAST: &str = r#"
+listen = "127.0.0.1:4433"
+[tls]
+certificate = "gateway.pem"
+key = "/etc/tombolo/gateway.key"
+client_ca = "ca.pem"
+domain = "example.net"
+[cloud]
+"bootstrap.servers" = "127.0.0.1:9092"
+"#;
+
+fn parse(more: &str) -> Result<Settings, SettingsError> {
+    Settings::parse(&format!("{LEAST}{more}"), Path::new("/srv"))
+}
+
+fn refused(more: &str) -> (String, String) {
+    let error = parse(more).expect_err("refused");
+    (error.key().unwrap_or_default().to_owned(), error.to_string())
+}
+
+#[test]
+fn defaults_fill_what_is_not_set() {
+    let settings = parse("").unwrap();
+    assert_eq!(settings.registry.topic.as_str(), "_tombolo");
+    assert_eq!(settings.registry.lease, Duration::from_secs(3));
+    assert_eq!(settings.registry.replication_factor, None);
+    assert_eq!(settings.memory.credit_per_link, 8 << 20);
+    assert_eq!(settings.http.listen.port(), 8082);
+    assert!(settings.links.is_empty());
+    assert_eq!(settings.tls.certificate, Path::new("/srv/gateway.pem"));
+    assert_eq!(settings.tls.key, Path::new("/etc/tombolo/gateway.key"));
+}
+
+#[test]
+fn the_example_file_is_the_defaults() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/gateway.toml");
+    let example = Settings::load(&file).unwrap();
+    let defaults = parse("").unwrap();
+    assert_eq!(example.registry, defaults.registry);
+    assert_eq!(example.memory, defaults.memory);
+    assert_eq!(example.quic, defaults.quic);
+    assert_eq!(example.produce, defaults.produce);
+    assert_eq!(example.http, defaults.http);
+    assert_eq!(example.log, defaults.log);
+    let mirrors = &example.links[&LinkName::new("ship-17").unwrap()];
+    assert_eq!(mirrors[0].topic, mirrors[0].source);
+}
+
+#[test]
+fn unknown_keys_are_named() {
+    assert_eq!(refused("[memory]\ncredit = \"1 MiB\"\n").0, "memory.credit");
+    assert_eq!(refused("[[link]]\nname = \"a\"\n[[link.mirror]]\ntopics = \"x\"\n").0, "link[0].mirror[0].topics");
+    assert_eq!(refused("[cloud2]\n").0, "cloud2");
+}
+
+#[test]
+fn values_out_of_range_are_named() {
+    for (more, key) in [
+        ("[registry]\nlease = \"0 s\"\n", "registry.lease"),
+        ("[registry]\nreplication_factor = 0\n", "registry.replication_factor"),
+        ("[memory]\nmax_frame = \"1 KiB\"\n", "memory.max_frame"),
+        ("[memory]\ncredit_per_link = \"3 MiB\"\n", "memory.credit_per_link"),
+        ("[memory]\ncredit_total = \"4 MiB\"\n", "memory.credit_total"),
+        ("[quic]\nkeep_alive = \"20 s\"\n", "quic.keep_alive"),
+        ("[quic]\nmax_connections = 0\n", "quic.max_connections"),
+        ("[quic]\ncongestion = \"reno\"\n", "quic.congestion"),
+        ("[produce]\nconnections_per_broker = 0\n", "produce.connections_per_broker"),
+        ("[produce]\nrequest_bytes = \"1 B\"\n", "produce.request_bytes"),
+        ("[http]\nlisten = \"0.0.0.0:80\"\n", "http.listen"),
+        ("[log]\nlevel = \"a=loud\"\n", "log.level"),
+        ("[[link]]\nname = \"a/b\"\n", "link[0].name"),
+    ] {
+        let (found, text) = refused(more);
+        assert_eq!(found, key, "{text}");
+        assert!(text.contains("allowed: "), "{text}");
+    }
+}
+
+#[test]
+fn cluster_properties_are_named() {
+    let text = LEAST.replace("bootstrap.servers", "bootstrap.server");
+    let error = Settings::parse(&text, Path::new("/")).expect_err("refused");
+    assert_eq!(error.key(), Some("cloud.bootstrap.server"), "{error}");
+}
+
+#[test]
+fn no_topic_is_written_twice() {
+    let two = "[[link]]\nname = \"a\"\n[[link.mirror]]\ntopic = \"t\"\n\
+               [[link]]\nname = \"b\"\n[[link.mirror]]\ntopic = \"t\"\n";
+    assert_eq!(refused(two).0, "link[1].mirror[0].mirror_topic");
+    let registry = "[[link]]\nname = \"a\"\n[[link.mirror]]\ntopic = \"_tombolo\"\n";
+    assert_eq!(refused(registry).0, "link[0].mirror[0].mirror_topic");
+    let twice = "[[link]]\nname = \"a\"\n[[link]]\nname = \"a\"\n";
+    assert_eq!(refused(twice).0, "link[1].name");
+    let renamed =
+        two.replacen("name = \"b\"\n[[link.mirror]]\n", "name = \"b\"\n[[link.mirror]]\nmirror_topic = \"u\"\n", 1);
+    assert_eq!(parse(&renamed).unwrap().links.len(), 2);
+}
+
+#[test]
+fn a_reload_names_what_needs_a_restart() {
+    let old = parse("[[link]]\nname = \"a\"\n[[link.mirror]]\ntopic = \"t\"\n").unwrap();
+    let paused = parse("[[link]]\nname = \"a\"\n[[link.mirror]]\ntopic = \"t\"\npaused = true\n").unwrap();
+    assert_eq!(paused.need_restart(&old), Vec::<String>::new());
+    let moved = parse(
+        "[quic]\nmax_connections = 9\n[[link]]\nname = \"a\"\n[[link.mirror]]\ntopic = \"t\"\nmirror_topic = \"u\"\n",
+    );
+    assert_eq!(moved.unwrap().need_restart(&old), ["quic", "link a mirror t mirror_topic"]);
+}
