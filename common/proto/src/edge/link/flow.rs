@@ -28,6 +28,11 @@ impl EdgeLink {
                 partition.queued = false;
                 continue;
             };
+            // A new run may have emptied the window since.
+            if !partition.has_unsent() {
+                partition.queued = false;
+                continue;
+            }
             // The gateway's largest frame may be smaller than ours, by which the batch was checked.
             if let Some(batch) = partition.next_batch()
                 && partition.next_bytes() > open.max_frame_bytes

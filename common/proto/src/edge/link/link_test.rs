@@ -186,6 +186,20 @@ fn sends_what_was_fetched_and_lets_go_of_what_is_confirmed() {
 }
 
 #[test]
+fn a_new_run_that_empties_the_window_leaves_no_turn_behind() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2, 4]));
+    feed(&mut link, position(2, 8, Vec::new()));
+    let ticket = link.next_ticket;
+    let verdict = Verdict::Agrees;
+    let outputs = feed(&mut link, EdgeInput::TailCompared { topic: topic(), partition: 0, ticket, verdict });
+    let (fetch, offset) = fetch_of(&outputs).expect("nothing held lies at the position");
+    assert_eq!((offset, frames(&mut link)), (8, Vec::new()));
+    feed(&mut link, fetched(fetch, [8]));
+    assert_eq!(frames(&mut link), [(2, 8, 10)]);
+}
+
+#[test]
 fn resumes_from_the_window_after_a_lost_session() {
     let (mut link, fetch) = live();
     feed(&mut link, fetched(fetch, [0, 2, 4]));
