@@ -136,6 +136,9 @@ pub struct Mirror {
     in_flight: VecDeque<InFlight>,
     next_ticket: u64,
     next_sequence: i32,
+    /// The broker has taken a batch since nothing was in flight, so it holds our sequence and refuses what stands behind
+    /// a refused batch.
+    known_to_broker: bool,
     attempts: u32,
     backoff: Time,
     sequence_doubts: u32,
@@ -159,6 +162,7 @@ impl Mirror {
             in_flight: VecDeque::new(),
             next_ticket: 0,
             next_sequence: 0,
+            known_to_broker: false,
             attempts: 0,
             backoff: FIRST_BACKOFF,
             sequence_doubts: 0,
@@ -281,7 +285,10 @@ impl Mirror {
         };
         let Some(sent) = self.in_flight.remove(at) else { return };
         match outcome {
-            Outcome::Appended { base_offset } if base_offset == sent.offset => self.confirm(sent.next_offset),
+            Outcome::Appended { base_offset } if base_offset == sent.offset => {
+                self.known_to_broker = true;
+                self.confirm(sent.next_offset);
+            }
             Outcome::Appended { base_offset } => return self.shifted(&sent, base_offset),
             Outcome::Doubt { reason } => {
                 self.last_doubt = Some(reason);
@@ -301,7 +308,10 @@ impl Mirror {
             }
         }
         match self.state {
-            State::Live => self.produce(),
+            State::Live => {
+                self.produce();
+                self.known_to_broker &= !self.in_flight.is_empty();
+            }
             State::Draining if self.in_flight.is_empty() => self.ask(),
             State::Draining | State::Idle | State::Recovering { .. } | State::Waiting { .. } | State::Failed => {}
         }
@@ -333,6 +343,7 @@ impl Mirror {
             return self.fail_with(failure);
         }
         self.next_sequence = next_sequence(recovery);
+        self.known_to_broker = false;
         self.state = State::Live;
         let log_end = recovery.log_end;
         let goes_on = self.placed && self.progress.confirmed <= log_end;
@@ -401,8 +412,14 @@ impl Mirror {
         self.outputs.push_back(MirrorOutput::Recover { attempt: self.attempts });
     }
 
+    /// Batches that may be in flight: one to a broker that may have forgotten us, since then the first of several could
+    /// be refused and the next be taken in its place.
+    fn depth(&self) -> usize {
+        if self.known_to_broker { MAX_IN_FLIGHT } else { 1 }
+    }
+
     fn produce(&mut self) {
-        while self.state == State::Live && self.in_flight.len() < MAX_IN_FLIGHT {
+        while self.state == State::Live && self.in_flight.len() < self.depth() {
             let next = self.progress.produced;
             let at = self.held.partition_point(|entry| entry.offset() < next);
             let Some(Entry::Batch(batch)) = self.held.get(at) else {
