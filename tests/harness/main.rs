@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test has nobody to hand an error to")]
 
 mod brokers;
+mod daemons;
 mod lossy_link;
 mod records;

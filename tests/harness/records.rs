@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use tombolo_tests::broker::{KafkaCluster, shared_pair, unique_name};
-use tombolo_tests::compare::consumer_equal;
+use tombolo_tests::compare::{await_equal, consumer_equal, raw_compare};
 use tombolo_tests::producer::{Codec, Shape, Workload};
 
 #[tokio::test]
@@ -21,7 +21,7 @@ async fn every_record_is_acknowledged_whatever_its_shape() {
             assert_eq!(produced.acknowledged(), 330, "{codec:?}");
             assert_eq!(produced.partitions.len(), 3);
             // A log is equal to itself, and as long as what was acknowledged.
-            assert_eq!(consumer_equal(cluster, cluster, &[&topic]).await, 330, "{codec:?}");
+            assert_eq!(await_equal(cluster, cluster, &[&topic], Duration::from_secs(1)).await, 330, "{codec:?}");
         }
     }
 }
@@ -61,6 +61,8 @@ async fn compare_sees_every_difference() {
         }
         let seen = AssertUnwindSafe(consumer_equal(&pair.source, &pair.cloud, &[&topic])).catch_unwind().await;
         assert_eq!(seen.is_ok(), equal, "{other:?}");
+        let raw = raw_compare(&pair.source, &pair.cloud, &[&topic]).await;
+        assert_eq!(raw.is_identical(), equal, "{other:?}: {:?}", raw.differences);
     }
 }
 

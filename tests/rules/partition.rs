@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tombolo_kafka::admin::{OffsetQuery, OffsetSpec, ProducerState, describe_producers, list_offsets};
 use tombolo_kafka::produce::{ProduceBatch, send_produce};
-use tombolo_kafka::{ClientSettings, Cluster, Connection, ErrorCode, KafkaError};
-use tombolo_tests::broker::{KafkaCluster, Mechanism, unique_name};
+use tombolo_kafka::{Connection, ErrorCode, KafkaError};
+use tombolo_tests::broker::{KafkaCluster, unique_name};
 
 use crate::batch::HandMade;
 
@@ -41,9 +41,7 @@ impl<'a> Partition<'a> {
 
     /// A new connection to a broker, where it is to be another than the leader.
     pub(crate) async fn at(kafka: &'a KafkaCluster, topic: &str, broker: Option<i32>) -> Self {
-        let properties = kafka.properties(Mechanism::ScramSha512);
-        let properties = properties.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let cluster = Cluster::new(ClientSettings::from_properties(properties).unwrap());
+        let cluster = kafka.raw_client();
         let leader = cluster.leader(topic, 0).await.unwrap();
         let connection = cluster.connect(broker.unwrap_or(leader.broker)).await.unwrap();
         Self { kafka, topic: topic.into(), leader: leader.broker, leader_epoch: leader.epoch, connection }

@@ -1,7 +1,7 @@
-//! The second opinion on two clusters: rdkafka reads both and every record must be the same.
-//!
-//! It shares no code with the product: what the raw compare of `tombolo-kafka` says is checked by a client that decodes.
+//! The proof that two clusters hold the same: the product's raw compare, batch for batch, and a second opinion from
+//! rdkafka, record for record, which shares no code with the product.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -9,12 +9,39 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
+use tombolo_kafka::compare::{CompareOptions, Comparison, Extent, LogPair, compare};
 
 use crate::broker::KafkaCluster;
 use crate::wait::until;
 
 /// One read of a partition's next record; a broker that fails over is waited for.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until every mirror is as long as its source, which nobody may write to meanwhile, and panics unless both logs
+/// are equal: the same batches at the same offsets, and the same records for a consumer. Returns how many records.
+pub async fn await_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str], deadline: Duration) -> u64 {
+    wait_until_mirrored(source, cloud, topics, deadline).await;
+    let raw = raw_compare(source, cloud, topics).await;
+    let differences: Vec<String> = raw.differences.iter().map(ToString::to_string).collect();
+    assert!(raw.is_identical(), "{} differences, the first are:\n{}", raw.difference_count, differences.join("\n"));
+    let records = consumer_equal(source, cloud, topics).await;
+    assert_eq!(raw.records, records, "the raw compare saw another number of records than a consumer");
+    records
+}
+
+/// What the product's compare says of these topics.
+pub async fn raw_compare(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str]) -> Comparison {
+    let pairs: Vec<LogPair> = partitions(source, topics)
+        .await
+        .into_iter()
+        .map(|(topic, partition)| {
+            let topic: Arc<str> = topic.into();
+            LogPair { source: Arc::clone(&topic), mirror: topic, partition, extent: Extent::Whole }
+        })
+        .collect();
+    let compared = compare(&source.raw_client(), &cloud.raw_client(), &pairs, CompareOptions::default()).await;
+    compared.unwrap_or_else(|error| panic!("the logs cannot be compared: {error}"))
+}
 
 /// Waits until the mirror of every partition is as long as the source, which nobody may write to meanwhile. Panics with
 /// the partitions that are behind.
@@ -53,7 +80,7 @@ pub async fn consumer_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics:
     let (source, cloud) = (source.client_config(), cloud.client_config());
     let compared = spawn_blocking(move || {
         let (source, cloud) = (Reader::new(source), Reader::new(cloud));
-        partitions.iter().map(|(topic, partition)| compare(&source, &cloud, topic, *partition)).sum()
+        partitions.iter().map(|(topic, partition)| same_records(&source, &cloud, topic, *partition)).sum()
     });
     match compared.await {
         Ok(records) => records,
@@ -61,7 +88,7 @@ pub async fn consumer_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics:
     }
 }
 
-fn compare(source: &Reader, cloud: &Reader, topic: &str, partition: i32) -> u64 {
+fn same_records(source: &Reader, cloud: &Reader, topic: &str, partition: i32) -> u64 {
     let range = source.open(topic, partition);
     assert_eq!(range, cloud.open(topic, partition), "{topic}/{partition}: first and next offset differ");
     let mut records = 0;

@@ -86,8 +86,7 @@ impl Rig {
         let registry = unique_name("_tombolo");
         let gateway_address = listen_address();
         let settings = gateway_settings(&spec, &cloud, &name, &registry, &certificates, gateway_address);
-        let mut gateway = Daemon::gateway(&settings).await;
-        gateway.wait_ready().await;
+        let gateway = start_gateway(&settings).await;
         let link = LossyLink::start(gateway_address, spec.profile).await.expect("a loopback socket can be had");
         let source = source.properties(spec.mechanism);
         let mut agent = Daemon::agent(&agent_settings(&spec, &source, &name, &certificates, link.address())).await;
@@ -101,9 +100,7 @@ impl Rig {
         let address = listen_address();
         let settings =
             gateway_settings(&self.spec, &self.cloud, &self.name, &self.registry, &self.certificates, address);
-        let mut gateway = Daemon::gateway(&settings).await;
-        gateway.wait_ready().await;
-        (gateway, address)
+        (start_gateway(&settings).await, address)
     }
 
     /// Settings of the first gateway with other mirrors or values, for [`Daemon::reconfigure`].
@@ -116,6 +113,14 @@ impl Rig {
         set(&mut settings, "http.listen", self.gateway.http_address().to_string().into());
         settings.to_string()
     }
+}
+
+async fn start_gateway(settings: &str) -> Daemon {
+    let mut gateway = Daemon::gateway(settings).await;
+    // Said of every mirror in a cluster of one broker.
+    gateway.allow("min.insync.replicas=1");
+    gateway.wait_ready().await;
+    gateway
 }
 
 /// What `tombolo-gateway dev-certs` makes.

@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
+use tombolo_kafka::{ClientSettings, Cluster};
 
 use super::certificates::Certificates;
 use super::distribution::Distribution;
@@ -195,6 +196,13 @@ impl KafkaCluster {
     /// The same as a client configuration of rdkafka.
     pub fn client_config(&self) -> ClientConfig {
         settings::client_config(&self.bootstrap, self.listener, self.certificates.as_ref(), Mechanism::ScramSha512)
+    }
+
+    /// The product's own client for this cluster.
+    pub fn raw_client(&self) -> Cluster {
+        let properties = self.properties(Mechanism::ScramSha512);
+        let properties = properties.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        Cluster::new(ClientSettings::from_properties(properties).expect("the product takes librdkafka's properties"))
     }
 
     /// SIGKILL: the machine is gone.
