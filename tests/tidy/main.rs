@@ -6,6 +6,7 @@
 
 mod documents;
 mod manifests;
+mod settings;
 mod source;
 mod tree;
 
@@ -65,4 +66,9 @@ fn paths_named_in_the_readme_exist() {
 #[test]
 fn metrics_are_documented_and_exist() {
     assert_none(&documents::metrics(&Tree::of_repository()));
+}
+
+#[test]
+fn example_settings_are_whole_and_true() {
+    assert_none(&settings::examples(&Tree::of_repository()));
 }
