@@ -1,0 +1,7 @@
+//! End to end: the two daemons as processes between real Kafka clusters. Every test ends with both logs compared, raw and
+//! by a consumer, and with the daemons' logs read for warnings that nobody expects.
+
+#![expect(clippy::unwrap_used, reason = "a test has nobody to hand an error to")]
+
+mod codecs;
+mod course;
