@@ -80,9 +80,8 @@ fn values_out_of_range_are_named() {
 
 #[test]
 fn cluster_properties_are_named() {
-    let text = LEAST.replace("bootstrap.servers", "bootstrap.server");
-    let error = Settings::parse(&text, Path::new("/")).expect_err("refused");
-    assert_eq!(error.key(), Some("cloud.bootstrap.server"), "{error}");
+    let (key, text) = refused("\"ssl.ca.loction\" = \"ca.pem\"\n");
+    assert_eq!(key, "cloud.ssl.ca.loction", "{text}");
 }
 
 #[test]
