@@ -140,14 +140,18 @@ impl EdgePartition {
         if last_is_known { Recall::Agrees } else { Recall::Unknown }
     }
 
+    /// Whether the window and the fetch behind it go on at `next_offset`.
+    pub(super) fn goes_on_at(&self, next_offset: Offset) -> bool {
+        self.progress.is_some_and(|progress| progress.fetched == next_offset)
+            || self.window.iter().any(|held| held.batch.base_offset() == next_offset)
+    }
+
     /// Goes on at `next_offset`, with what of the window lies behind it. Returns whether fetching has to start anew, at
     /// [`EdgeProgress::fetched`].
     pub(super) fn place(&mut self, run: u32, next_offset: Offset) -> bool {
         debug_assert_eq!(self.sent_batches, 0, "unsend comes first");
         self.placement = Placement::Placed { run };
-        let on_border = self.progress.is_some_and(|progress| progress.fetched == next_offset)
-            || self.window.iter().any(|held| held.batch.base_offset() == next_offset);
-        if let (true, Some(progress)) = (on_border, self.progress) {
+        if let (true, Some(progress)) = (self.goes_on_at(next_offset), self.progress) {
             self.drop_confirmed(next_offset);
             self.progress = Some(EdgeProgress { confirmed: next_offset, sent: next_offset, ..progress });
         } else {

@@ -82,6 +82,9 @@ impl EdgeLink {
         let ticket = self.next_ticket;
         partition.placement = Placement::Comparing { run, next_offset, ticket };
         let recall = partition.recall(tail, next_offset);
+        // What memory knows was true when it was fetched. Only a fetch that has gone on since then would have noticed that
+        // the source lost its tail and wrote another; before a new one the source itself is asked.
+        let memory_will_do = next_offset == 0 || partition.goes_on_at(next_offset);
         if let Session::Open(open) = &mut self.session {
             open.credit.change(in_flight, 0);
         }
@@ -90,9 +93,9 @@ impl EdgeLink {
             self.outputs.push_back(EdgeOutput::Event(event));
         }
         match recall {
-            Recall::Agrees => self.place(topic, number, false),
+            Recall::Agrees if memory_will_do => self.place(topic, number, false),
             Recall::Differs(failure) => self.fail(topic, failure, false),
-            Recall::Unknown => {
+            Recall::Agrees | Recall::Unknown => {
                 let (topic, partition, tail) = (topic.clone(), number, tail.clone());
                 self.outputs.push_back(EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset });
             }

@@ -220,6 +220,11 @@ fn refetches_where_the_window_does_not_hold_it() {
     frames(&mut link);
     feed(&mut link, confirm(1, 6));
     let outputs = feed(&mut link, position(2, 2, vec![tail(&batch(0))]));
+    let [EdgeOutput::CompareTail { ticket, .. }] = outputs[..] else {
+        panic!("memory agrees, but the source may have lost what it knows: {outputs:?}")
+    };
+    let verdict = Verdict::Agrees;
+    let outputs = feed(&mut link, EdgeInput::TailCompared { topic: topic(), partition: 0, ticket, verdict });
     let (anew, offset) = fetch_of(&outputs).expect("fetches");
     assert_eq!(offset, 2);
     feed(&mut link, fetched(fetch, [2]));
