@@ -1,0 +1,416 @@
+//! The cloud cluster around its partitions: leaders, replication, and connections that a broker works off one request
+//! after another, answering in order.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use tombolo_proto::id::{Offset, Time};
+
+use crate::broker::{Intent, PartitionLog, Refusal};
+use crate::plan::LATE_MS;
+use crate::world::{Event, GatewayEvent, Place, World};
+
+/// Brokers of the cloud cluster.
+pub(crate) const BROKERS: usize = 3;
+
+/// A Produce of one batch.
+#[derive(Debug, Clone)]
+pub(crate) struct ProduceRequest {
+    pub(crate) session: u64,
+    pub(crate) place: Place,
+    pub(crate) mirror: u32,
+    pub(crate) ticket: u64,
+    pub(crate) batch: Bytes,
+    pub(crate) intent: Intent,
+}
+
+/// The answer to a Produce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Appended { base_offset: Offset },
+    NotLeader,
+    TimedOut,
+    Refused(Refusal),
+}
+
+/// What happens in the cluster.
+#[derive(Debug, Clone)]
+pub(crate) enum ClusterEvent {
+    /// A request reaches its broker.
+    Arrive {
+        connection: u64,
+        request: ProduceRequest,
+    },
+    /// A request has waited long enough for the high watermark.
+    TimedOut {
+        connection: u64,
+        serial: u64,
+    },
+    /// The broker looks at the next request of a connection.
+    Next {
+        connection: u64,
+    },
+    /// The followers have caught up to `end`, if the leader is still the same.
+    Replicated {
+        place: Place,
+        epoch: i32,
+        end: Offset,
+    },
+    /// A partition without a leader gets one.
+    Elect {
+        place: Place,
+    },
+    /// A fault is over.
+    EnoughReplicas {
+        place: Place,
+    },
+    ReplicasMove {
+        place: Place,
+    },
+}
+
+#[derive(Debug)]
+struct Waiting {
+    request: ProduceRequest,
+    base_offset: Offset,
+    end: Offset,
+    serial: u64,
+}
+
+#[derive(Debug)]
+struct Connection {
+    gateway: usize,
+    process: u64,
+    broker: usize,
+    queue: VecDeque<ProduceRequest>,
+    waiting: Option<Waiting>,
+    /// The client is gone: this many more requests are applied, and nothing is answered.
+    late: Option<usize>,
+    late_from: Time,
+    last_arrival: Time,
+    last_answer: Time,
+}
+
+/// A partition and who leads it.
+#[derive(Debug)]
+pub(crate) struct Hosted {
+    pub(crate) log: PartitionLog,
+    pub(crate) leader: Option<usize>,
+    pub(crate) epoch: i32,
+    /// The followers stand still.
+    pub(crate) stalled: bool,
+}
+
+/// The cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Cluster {
+    pub(crate) partitions: BTreeMap<Place, Hosted>,
+    connections: BTreeMap<u64, Connection>,
+    next_id: u64,
+}
+
+impl Cluster {
+    pub(crate) fn connect(&mut self, gateway: usize, process: u64, broker: usize) -> u64 {
+        self.next_id += 1;
+        self.connections.insert(
+            self.next_id,
+            Connection {
+                gateway,
+                process,
+                broker,
+                queue: VecDeque::new(),
+                waiting: None,
+                late: None,
+                late_from: Time::ZERO,
+                last_arrival: Time::ZERO,
+                last_answer: Time::ZERO,
+            },
+        );
+        self.next_id
+    }
+
+    /// Connections whose client is still there: number, gateway, broker.
+    pub(crate) fn live_connections(&self) -> Vec<(u64, usize, usize)> {
+        let live = self.connections.iter().filter(|(_, connection)| connection.late.is_none());
+        live.map(|(&id, connection)| (id, connection.gateway, connection.broker)).collect()
+    }
+
+    pub(crate) fn connections_of(&self, gateway: usize) -> Vec<u64> {
+        let own = self.live_connections().into_iter().filter(|&(_, owner, _)| owner == gateway);
+        own.map(|(id, _, _)| id).collect()
+    }
+}
+
+impl World {
+    /// Puts a request on the wire.
+    pub(crate) fn send_to_broker(&mut self, id: u64, request: ProduceRequest) {
+        let delay = self.dice.millis(0, self.plan.broker_delay);
+        let Some(connection) = self.cluster.connections.get_mut(&id) else {
+            return;
+        };
+        connection.last_arrival = connection.last_arrival.max(self.now + delay);
+        let at = connection.last_arrival;
+        let event = ClusterEvent::Arrive { connection: id, request };
+        self.at(at, Event::Cluster(event));
+    }
+
+    pub(crate) fn on_cluster(&mut self, event: ClusterEvent) {
+        match event {
+            ClusterEvent::Arrive { connection, request } => {
+                if let Some(at) = self.cluster.connections.get_mut(&connection) {
+                    at.queue.push_back(request);
+                    self.work_off(connection);
+                }
+            }
+            ClusterEvent::Next { connection } => self.work_off(connection),
+            ClusterEvent::TimedOut { connection, serial } => {
+                let waiting = self
+                    .cluster
+                    .connections
+                    .get_mut(&connection)
+                    .and_then(|at| at.waiting.take_if(|waiting| waiting.serial == serial));
+                if let Some(waiting) = waiting {
+                    self.ghost.count("produce timed out");
+                    self.answer(connection, &waiting.request, Answer::TimedOut);
+                    self.work_off(connection);
+                }
+            }
+            ClusterEvent::Replicated { place, epoch, end } => {
+                if let Some(hosted) = self.cluster.partitions.get_mut(&place)
+                    && hosted.epoch == epoch
+                    && !hosted.stalled
+                {
+                    hosted.log.replicated(end);
+                    self.high_watermark_moved(place);
+                }
+            }
+            ClusterEvent::Elect { place } => self.elect(place),
+            ClusterEvent::EnoughReplicas { place } => {
+                if let Some(hosted) = self.cluster.partitions.get_mut(&place) {
+                    hosted.log.short_of_replicas = false;
+                }
+            }
+            ClusterEvent::ReplicasMove { place } => {
+                if let Some(hosted) = self.cluster.partitions.get_mut(&place) {
+                    hosted.stalled = false;
+                    self.replicate(place);
+                }
+            }
+        }
+    }
+
+    /// Works off the next requests of a connection until one has to wait.
+    fn work_off(&mut self, id: u64) {
+        loop {
+            let Some(connection) = self.cluster.connections.get_mut(&id) else {
+                return;
+            };
+            if connection.waiting.is_some() || self.now < connection.late_from {
+                return;
+            }
+            if connection.late == Some(0) {
+                connection.queue.clear();
+            }
+            let Some(request) = connection.queue.pop_front() else {
+                return;
+            };
+            if let Some(left) = &mut connection.late {
+                *left -= 1;
+                self.ghost.count("late request applied");
+            }
+            let broker = connection.broker;
+            if let Some(answer) = self.produce(id, broker, &request) {
+                self.answer(id, &request, answer);
+            }
+        }
+    }
+
+    /// One Produce. `None` where the answer has to wait for the high watermark.
+    fn produce(&mut self, connection: u64, broker: usize, request: &ProduceRequest) -> Option<Answer> {
+        let place = request.place;
+        let hosted = self.cluster.partitions.get_mut(&place)?;
+        // Twin: broker_refuses_what_it_does_not_lead.
+        if hosted.leader != Some(broker) {
+            self.ghost.count("not leader");
+            return Some(Answer::NotLeader);
+        }
+        let accepted = match hosted.log.append(&request.batch, Some(request.intent)) {
+            Ok(accepted) => accepted,
+            Err(refusal) => {
+                self.trace(|| format!("broker: {place:?} {:?}: {refusal:?}", request.intent));
+                self.ghost.refused(refusal);
+                return Some(Answer::Refused(refusal));
+            }
+        };
+        self.trace(|| format!("broker: {place:?} {:?}: {accepted:?}", request.intent));
+        if accepted.duplicate {
+            self.ghost.count("duplicate answered");
+        } else {
+            self.appended(place, accepted.unknown_producer);
+            self.replicate(place);
+        }
+        let base_offset = accepted.base_offset;
+        let high_watermark = self.cluster.partitions.get(&place)?.log.high_watermark();
+        if high_watermark >= accepted.next_offset {
+            return Some(Answer::Appended { base_offset });
+        }
+        let serial = self.serial();
+        let at = self.cluster.connections.get_mut(&connection)?;
+        at.waiting = Some(Waiting { request: request.clone(), base_offset, end: accepted.next_offset, serial });
+        let timed_out = ClusterEvent::TimedOut { connection, serial };
+        self.after(self.plan.produce_timeout, Event::Cluster(timed_out));
+        None
+    }
+
+    /// Lets the followers fetch what is new.
+    pub(crate) fn replicate(&mut self, place: Place) {
+        let delay = self.dice.millis(0, 30);
+        let Some(hosted) = self.cluster.partitions.get(&place) else {
+            return;
+        };
+        let event = ClusterEvent::Replicated { place, epoch: hosted.epoch, end: hosted.log.log_end() };
+        self.after(delay, Event::Cluster(event));
+    }
+
+    fn high_watermark_moved(&mut self, place: Place) {
+        self.watermark_moved(place);
+        let Some(high_watermark) = self.cluster.partitions.get(&place).map(|hosted| hosted.log.high_watermark()) else {
+            return;
+        };
+        self.release(|waiting| waiting.request.place == place && waiting.end <= high_watermark, None);
+    }
+
+    /// Answers requests that wait, and goes on behind them.
+    fn release(&mut self, done: impl Fn(&Waiting) -> bool, answer: Option<Answer>) {
+        let mut released = Vec::new();
+        for (&id, connection) in &mut self.cluster.connections {
+            if let Some(waiting) = connection.waiting.take_if(|waiting| done(waiting)) {
+                released.push((id, waiting));
+            }
+        }
+        for (id, waiting) in released {
+            let base_offset = waiting.base_offset;
+            self.answer(id, &waiting.request, answer.unwrap_or(Answer::Appended { base_offset }));
+            self.work_off(id);
+        }
+    }
+
+    fn answer(&mut self, id: u64, request: &ProduceRequest, answer: Answer) {
+        let delay = self.dice.millis(0, self.plan.broker_delay);
+        let Some(connection) = self.cluster.connections.get_mut(&id) else {
+            return;
+        };
+        if connection.late.is_some() {
+            return;
+        }
+        connection.last_answer = connection.last_answer.max(self.now + delay);
+        let (at, gateway, process) = (connection.last_answer, connection.gateway, connection.process);
+        let event = GatewayEvent::Answered {
+            connection: id,
+            ticket: request.ticket,
+            session: request.session,
+            place: request.place,
+            answer,
+        };
+        self.at(at, Event::Gateway(gateway, process, event));
+    }
+
+    /// A connection dies: the client learns it later; what the broker already has may be applied, soon or late, unless
+    /// the broker died with it.
+    /// Twin: `broker_appends_a_request_whose_connection_died`.
+    pub(crate) fn cut_broker(&mut self, id: u64, broker_lives: bool) {
+        let waits = self.dice.millis(0, LATE_MS);
+        let applied = if broker_lives && self.dice.chance(600) { self.dice.between(0, 6) } else { 0 };
+        let Some(connection) = self.cluster.connections.get_mut(&id) else {
+            return;
+        };
+        if connection.late.replace(applied).is_some() {
+            return;
+        }
+        connection.late_from = self.now + waits;
+        let (gateway, process) = (connection.gateway, connection.process);
+        self.after(waits, Event::Cluster(ClusterEvent::Next { connection: id }));
+        let seen = self.dice.millis(0, 50);
+        self.after(seen, Event::Gateway(gateway, process, GatewayEvent::BrokerLost { connection: id }));
+    }
+
+    /// A broker dies; what it led has no leader for a while. With `lose`, one of its partitions is then led by a replica
+    /// that lacks confirmed records.
+    pub(crate) fn kill_broker(&mut self, broker: usize, lose: Option<Place>) {
+        for (id, _, to) in self.cluster.live_connections() {
+            if to == broker {
+                self.cut_broker(id, false);
+            }
+        }
+        let led: Vec<_> = self
+            .cluster
+            .partitions
+            .iter()
+            .filter(|(_, hosted)| hosted.leader == Some(broker))
+            .map(|(&place, _)| place)
+            .collect();
+        for place in led {
+            self.depose(place);
+            let Some(hosted) = self.cluster.partitions.get_mut(&place) else {
+                continue;
+            };
+            let (high_watermark, log_end) = (hosted.log.high_watermark(), hosted.log.log_end());
+            let borders = hosted.log.borders();
+            let lost = lose == Some(place);
+            let keeps = |&&border: &&Offset| {
+                if lost {
+                    high_watermark - 50 < border && border < high_watermark
+                } else {
+                    high_watermark <= border && border <= log_end
+                }
+            };
+            let candidates: Vec<_> = borders.iter().filter(keeps).copied().collect();
+            let Some(end) = self.dice.pick(&candidates) else {
+                continue;
+            };
+            let forgets = self.dice.chance(300);
+            if let Some(hosted) = self.cluster.partitions.get_mut(&place) {
+                hosted.log.truncate(end);
+            }
+            if forgets {
+                self.forget_producers_of(place);
+            }
+            self.truncated(place, end, lost);
+        }
+    }
+
+    /// A partition loses its leader for a while.
+    fn depose(&mut self, place: Place) {
+        let Some(hosted) = self.cluster.partitions.get_mut(&place) else {
+            return;
+        };
+        hosted.leader = None;
+        hosted.epoch += 1;
+        self.release(|waiting| waiting.request.place == place, Some(Answer::NotLeader));
+        let without = self.dice.millis(50, 1_500);
+        self.after(without, Event::Cluster(ClusterEvent::Elect { place }));
+    }
+
+    fn elect(&mut self, place: Place) {
+        let broker = self.dice.below(BROKERS);
+        let Some(hosted) = self.cluster.partitions.get_mut(&place) else {
+            return;
+        };
+        if hosted.leader.is_none() {
+            hosted.leader = Some(broker);
+            hosted.epoch += 1;
+            self.replicate(place);
+        }
+    }
+
+    pub(crate) fn forget_producers_of(&mut self, place: Place) {
+        let now_ms = self.wall_ms();
+        let expiration_ms = self.plan.expiration_ms;
+        if let Some(hosted) = self.cluster.partitions.get_mut(&place)
+            && hosted.log.forget_producers(now_ms, expiration_ms) > 0
+        {
+            self.ghost.count("producer forgotten");
+            self.trace(|| format!("broker: {place:?} forgets its producers"));
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What one seed runs: the size of the world and the faults it is given. Every seed gets its own few faults at its own
+//! rates, so that each is also met alone ("swarm testing").
+
+use std::collections::BTreeMap;
+
+use tombolo_proto::failure::FailureCode;
+use tombolo_proto::id::{Offset, Time};
+
+use crate::bugs::Bug;
+use crate::dice::Dice;
+
+/// What can go wrong. Each comes again and again, at a mean interval of the seed's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    /// The connection between agent and gateway dies; each end learns it at its own time.
+    CutLink,
+    /// Nothing gets through the link for a while.
+    DarkLink,
+    KillAgent,
+    KillGateway,
+    /// A gateway stands still (SIGSTOP); what it sent goes on.
+    PauseGateway,
+    /// A gateway's connection to a broker dies; requests already at the broker may be applied later.
+    CutBroker,
+    /// A broker dies and others lead its partitions; what was confirmed stays.
+    KillBroker,
+    /// The same, and confirmed records are lost.
+    LoseTail,
+    /// Too few replicas in sync: appends are refused.
+    ShortOfReplicas,
+    /// The followers of a partition stand still: the high watermark does.
+    StalledReplicas,
+    /// Looks at the registry and writes to it take seconds.
+    SlowRegistry,
+    /// Reads of a log's end, producers and tail fail.
+    FailedReads,
+    /// Producer state is swept away by record time.
+    ForgetProducers,
+    SourceLeader,
+    SourceGone,
+    Retention,
+    PauseMirror,
+    AddMirror,
+    GrowTopic,
+    /// Somebody else writes into a mirror.
+    ForeignWrite,
+    /// The source loses its tail and writes another.
+    TruncateSource,
+    /// Retention at the source overtakes the mirror.
+    Overrun,
+}
+
+/// Every fault that a mirror must get over.
+const SURVIVABLE: [Fault; 19] = [
+    Fault::CutLink,
+    Fault::DarkLink,
+    Fault::KillAgent,
+    Fault::KillGateway,
+    Fault::PauseGateway,
+    Fault::CutBroker,
+    Fault::KillBroker,
+    Fault::LoseTail,
+    Fault::ShortOfReplicas,
+    Fault::StalledReplicas,
+    Fault::SlowRegistry,
+    Fault::FailedReads,
+    Fault::ForgetProducers,
+    Fault::SourceLeader,
+    Fault::SourceGone,
+    Fault::Retention,
+    Fault::PauseMirror,
+    Fault::AddMirror,
+    Fault::GrowTopic,
+];
+
+/// Faults that stop the mirrors they meet.
+const FATAL: [Fault; 3] = [Fault::ForeignWrite, Fault::TruncateSource, Fault::Overrun];
+
+/// A batch the source should not hold, or the cloud not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OddBatch {
+    Corrupt,
+    Transactional,
+    Thinned,
+    LogAppendTime,
+    TooLargeForFrame,
+    TooLargeForCloud,
+}
+
+impl OddBatch {
+    const ALL: [Self; 6] = [
+        Self::Corrupt,
+        Self::Transactional,
+        Self::Thinned,
+        Self::LogAppendTime,
+        Self::TooLargeForFrame,
+        Self::TooLargeForCloud,
+    ];
+
+    /// What the mirror stops with.
+    pub(crate) fn code(self) -> FailureCode {
+        match self {
+            Self::Corrupt => FailureCode::CorruptSourceBatch,
+            Self::Transactional => FailureCode::UnsupportedTransaction,
+            Self::Thinned => FailureCode::UnsupportedGap,
+            Self::LogAppendTime => FailureCode::UnsupportedLogAppendTime,
+            Self::TooLargeForFrame => FailureCode::BatchTooLarge,
+            Self::TooLargeForCloud => FailureCode::CloudRefused,
+        }
+    }
+}
+
+/// One topic.
+#[derive(Debug, Clone)]
+pub(crate) struct TopicPlan {
+    pub(crate) partitions: i32,
+    /// Where both logs begin: the source's retention has removed what is below, the mirror holds it up to some batches
+    /// above. 0 is an empty mirror.
+    pub(crate) begin: Offset,
+    /// Age of the records, in milliseconds.
+    pub(crate) age_ms: i64,
+    /// Mean time between two batches of a partition.
+    pub(crate) pace: Time,
+    /// Largest record section, in bytes.
+    pub(crate) payload: usize,
+    pub(crate) odd: Option<OddBatch>,
+    /// Takes [`FATAL`] faults.
+    pub(crate) victim: bool,
+    /// In the gateways' settings from the start.
+    pub(crate) known: bool,
+}
+
+/// Everything about a seed.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) topics: Vec<TopicPlan>,
+    pub(crate) faults: BTreeMap<Fault, Time>,
+    pub(crate) window_bytes: usize,
+    pub(crate) max_frame_bytes: usize,
+    pub(crate) credit_bytes: usize,
+    /// Largest answer to a fetch, in bytes.
+    pub(crate) fetch_bytes: usize,
+    /// One way, least and most, in milliseconds.
+    pub(crate) link_delay: (usize, usize),
+    pub(crate) link_bytes_per_second: usize,
+    pub(crate) compress: bool,
+    /// Most milliseconds from a gateway to a broker.
+    pub(crate) broker_delay: usize,
+    /// `timeout_ms` of a Produce.
+    pub(crate) produce_timeout: Time,
+    pub(crate) lease: Time,
+    /// After this, whatever was sent on a connection that died is applied or will never be.
+    pub(crate) settle: Time,
+    /// `producer.id.expiration.ms`.
+    pub(crate) expiration_ms: i64,
+    /// A gateway reads a log end only when nothing it sent can still be applied: the settle time after a connection died
+    /// with requests unanswered. Where it does not wait, late requests meet resent ones, which is harmless as long as the
+    /// broker remembers the producer; so records are young there.
+    pub(crate) careful: bool,
+    /// How long faults are injected.
+    pub(crate) trouble: Time,
+    pub(crate) bug: Option<Bug>,
+}
+
+/// Requests on the way on one connection to a broker; it works them off one by one, each up to the produce timeout.
+pub(crate) const CONNECTION_DEPTH: usize = 5;
+/// Longest that a broker leaves a request lying before it looks at it, in milliseconds.
+pub(crate) const LATE_MS: usize = 400;
+/// A day, the default of `producer.id.expiration.ms`.
+const EXPIRATION_MS: i64 = 86_400_000;
+
+impl Plan {
+    /// The plan of a seed.
+    pub(crate) fn of(dice: &mut Dice) -> Self {
+        let topics = (0..dice.between(1, 4)).map(|number| topic(dice, number)).collect();
+        let mut faults = BTreeMap::new();
+        for fault in SURVIVABLE.into_iter().chain(FATAL) {
+            if dice.chance(350) {
+                faults.insert(fault, dice.millis(1_500, 15_000));
+            }
+        }
+        let mut plan = Self { topics, faults, ..Self::calm(dice) };
+        if dice.chance(60) {
+            plan.faults.clear();
+        }
+        if dice.chance(500) {
+            plan.careful = false;
+            plan.faults.remove(&Fault::ForgetProducers);
+            plan.topics.iter_mut().for_each(|topic| topic.age_ms = 0);
+        }
+        plan.keep_apart();
+        plan
+    }
+
+    /// One topic and nothing that goes wrong.
+    pub(crate) fn calm(dice: &mut Dice) -> Self {
+        let max_frame_bytes = dice.between(2_000, 16_000);
+        let broker_delay = dice.between(1, 60);
+        let produce_timeout = dice.millis(150, 350);
+        let depth = u32::try_from(CONNECTION_DEPTH).expect("small");
+        let network = Time::from_millis(u64::try_from(2 * broker_delay + LATE_MS + 50).expect("small"));
+        Self {
+            topics: vec![topic(dice, 0)],
+            faults: BTreeMap::new(),
+            window_bytes: dice.between(max_frame_bytes, 20 * max_frame_bytes),
+            max_frame_bytes,
+            credit_bytes: dice.between(2 * max_frame_bytes, 12 * max_frame_bytes),
+            fetch_bytes: dice.between(500, 20_000),
+            link_delay: (dice.between(1, 150), dice.between(150, 400)),
+            link_bytes_per_second: dice.between(20_000, 2_000_000),
+            compress: dice.chance(500),
+            broker_delay,
+            produce_timeout,
+            lease: dice.millis(1_000, 3_000),
+            settle: network + produce_timeout * depth,
+            expiration_ms: EXPIRATION_MS,
+            careful: true,
+            trouble: dice.millis(20_000, 60_000),
+            bug: None,
+        }
+    }
+
+    /// Faults that would excuse one another are not given to one seed, so that each failure has one possible cause.
+    fn keep_apart(&mut self) {
+        if self.faults.contains_key(&Fault::ForeignWrite) {
+            self.faults.remove(&Fault::TruncateSource);
+            self.faults.remove(&Fault::Overrun);
+        }
+        if self.faults.contains_key(&Fault::TruncateSource) {
+            // With its records gone from the source, nothing is left to show that the mirror differs.
+            self.faults.remove(&Fault::Retention);
+            self.faults.remove(&Fault::Overrun);
+        }
+        let fatal = FATAL.iter().any(|fault| self.faults.contains_key(fault));
+        if fatal {
+            self.faults.remove(&Fault::LoseTail);
+            for topic in self.topics.iter_mut().filter(|topic| topic.victim) {
+                topic.odd = None;
+            }
+        }
+    }
+}
+
+fn topic(dice: &mut Dice, number: usize) -> TopicPlan {
+    let near_wrap = (1 << 31) - i64::try_from(dice.between(1, 60)).expect("small");
+    let begin = match dice.below(5) {
+        0 => near_wrap,
+        1 => i64::try_from(dice.between(1, 5_000)).expect("small"),
+        _ => 0,
+    };
+    let old = dice.chance(350);
+    TopicPlan {
+        partitions: i32::try_from(dice.between(1, 4)).expect("small"),
+        begin,
+        age_ms: if old { 7 * EXPIRATION_MS } else { 0 },
+        pace: dice.millis(30, 900),
+        payload: dice.between(10, 1_800),
+        odd: dice.chance(60).then(|| dice.pick(&OddBatch::ALL)).flatten(),
+        victim: dice.chance(500),
+        known: number == 0 || dice.chance(800),
+    }
+}
