@@ -3,7 +3,8 @@
 use std::fmt;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::panic::resume_unwind;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -121,7 +122,10 @@ impl fmt::Debug for KafkaCluster {
 impl KafkaCluster {
     /// Starts a cluster and waits until every broker serves. Panics with the brokers' last words if they do not.
     pub async fn start(spec: ClusterSpec) -> Self {
-        let distribution = spawn_blocking(Distribution::find).await.expect("finding Kafka does not panic twice");
+        // Where Kafka cannot be had, the first test says why and the others fail at once.
+        static DISTRIBUTION: LazyLock<Distribution> = LazyLock::new(Distribution::find);
+        let found = spawn_blocking(|| LazyLock::force(&DISTRIBUTION).clone()).await;
+        let distribution = found.unwrap_or_else(|failure| resume_unwind(failure.into_panic()));
         make_class_archive(&distribution).await;
         let archive = ClassArchive::Use(distribution.class_archive());
         Self::start_with(&spec, &distribution, &archive).await

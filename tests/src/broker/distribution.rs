@@ -82,6 +82,9 @@ impl Distribution {
             .arg(format!("-Dkafka.version={}", self.version))
             .output()
             .expect("mvn was just seen to start");
+        if !run.status.success() {
+            fs::remove_dir_all(&partial).expect("the cache folder can be written");
+        }
         assert!(
             run.status.success(),
             "mvn cannot bring Kafka {}:\n{}{}",
