@@ -361,3 +361,7 @@ fn read_partition(partition: &MetadataResponsePartition) -> Partition {
         error,
     }
 }
+
+#[cfg(test)]
+#[path = "cluster/cluster_test.rs"]
+mod tests;

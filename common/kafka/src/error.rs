@@ -234,7 +234,7 @@ pub enum ConnectionErrorKind {
         after: Duration,
     },
     /// The length of an answer is negative or above the limit; nothing of it was read.
-    #[error("answer of {size} bytes; at most {limit} are taken (receive.message.max.bytes)")]
+    #[error("answer of {size} bytes; at most {limit} are taken (receive.message.max.bytes){}", OfTls(*size))]
     AnswerSize {
         /// Size the broker announces.
         size: i32,
@@ -446,6 +446,18 @@ impl fmt::Display for Suffix<'_> {
         match self.0 {
             Some(text) => write!(f, ": {text}"),
             None => Ok(()),
+        }
+    }
+}
+
+/// A TLS alert, read as a length, begins with record type 21 and version 3.x.
+struct OfTls(i32);
+
+impl fmt::Display for OfTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.to_be_bytes() {
+            [21, 3, ..] => f.write_str("; it looks like TLS: is security.protocol right?"),
+            _ => Ok(()),
         }
     }
 }

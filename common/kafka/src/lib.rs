@@ -12,6 +12,8 @@ pub mod fetch;
 pub mod produce;
 pub mod records;
 pub mod settings;
+#[cfg(test)]
+mod testing;
 mod wire;
 
 pub use cluster::Cluster;

@@ -153,3 +153,7 @@ pub async fn produce(
 ) -> Result<Vec<ProduceAnswer>, KafkaError> {
     send_produce(connection, batches, timeout).await
 }
+
+#[cfg(test)]
+#[path = "produce/produce_test.rs"]
+mod tests;

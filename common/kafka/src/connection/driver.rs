@@ -1,6 +1,7 @@
 //! The one task that owns a connection's socket: writes queued frames, matches answers to requests, watches deadlines.
 
 use std::collections::VecDeque;
+use std::error::Error;
 use std::future::poll_fn;
 use std::io;
 use std::mem;
@@ -117,7 +118,7 @@ impl Driver {
         tokio::select! {
             request = self.queue.recv(), if idle => Ok(request.map_or(Event::AllHandlesGone, Event::Request)),
             wrote = write_some(writer, self.writing.as_mut(), self.guard.as_ref()), if !idle => Ok(Event::Wrote(wrote?)),
-            read = reader.read_buf(&mut self.inbox) => read.map(Event::Read).map_err(ConnectionErrorKind::Io),
+            read = reader.read_buf(&mut self.inbox) => read.map(Event::Read).map_err(broken),
             () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if timed => Ok(Event::Late),
         }
     }
@@ -197,6 +198,12 @@ impl Driver {
     }
 }
 
+/// With TLS 1.3 a broker refuses a client's certificate only after the handshake.
+fn broken(error: io::Error) -> ConnectionErrorKind {
+    let by_tls = error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>);
+    if by_tls { ConnectionErrorKind::Tls(error) } else { ConnectionErrorKind::Io(error) }
+}
+
 fn failed(cause: &Arc<ConnectionError>, sent: bool) -> KafkaErrorKind {
     KafkaErrorKind::Connection { cause: Arc::clone(cause), sent }
 }
@@ -222,13 +229,13 @@ async fn write_some(
             match ready!(Pin::new(&mut *writer).poll_write(cx, &writing.rest)) {
                 Ok(0) => return Poll::Ready(Err(ConnectionErrorKind::Io(io::ErrorKind::WriteZero.into()))),
                 Ok(bytes) => writing.rest.advance(bytes),
-                Err(error) => return Poll::Ready(Err(ConnectionErrorKind::Io(error))),
+                Err(error) => return Poll::Ready(Err(broken(error))),
             }
         }
         if !writing.rest.is_empty() {
             return Poll::Ready(Ok(Wrote::Some));
         }
-        Poll::Ready(ready!(Pin::new(&mut *writer).poll_flush(cx)).map(|()| Wrote::All).map_err(ConnectionErrorKind::Io))
+        Poll::Ready(ready!(Pin::new(&mut *writer).poll_flush(cx)).map(|()| Wrote::All).map_err(broken))
     })
     .await
 }

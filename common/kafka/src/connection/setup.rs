@@ -205,3 +205,7 @@ fn session(sasl: &Sasl) -> Result<Session, ConnectionErrorKind> {
 fn exchange_failed(sasl: &Sasl, reason: &dyn fmt::Display) -> ConnectionErrorKind {
     ConnectionErrorKind::Exchange { mechanism: sasl.mechanism.name(), reason: reason.to_string().into() }
 }
+
+#[cfg(test)]
+#[path = "login_test.rs"]
+mod tests;
