@@ -99,6 +99,14 @@ struct View {
     write_after: BTreeMap<LinkName, Time>,
 }
 
+/// Looks fail, one after another.
+#[derive(Debug, Clone, Copy)]
+struct Trouble {
+    since: Time,
+    /// Whether the log says so.
+    told: bool,
+}
+
 /// The latest record of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Held {
@@ -126,18 +134,21 @@ impl Registry {
     pub(crate) async fn follow(self, followed: Latch) {
         let mut followed = Some(followed);
         let mut backoff = FIRST_BACKOFF;
-        let mut failing = false;
+        let mut trouble = None;
         loop {
-            let error = match self.follow_leader(&mut followed, &mut backoff, &mut failing).await {
+            let error = match self.follow_leader(&mut followed, &mut backoff, &mut trouble).await {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
-            if failing {
-                tracing::debug!(%error, "registry still cannot be read");
-            } else {
+            let now = self.shared.clock.now();
+            let trouble = trouble.get_or_insert(Trouble { since: now, told: false });
+            // A lease bridges a change of leaders, and a topic just made is not led at once.
+            if !trouble.told && (!error.retriable() || now.saturating_sub(trouble.since) >= self.shared.lease) {
+                trouble.told = true;
                 tracing::warn!(%error, "registry cannot be read; without it no session may write");
+            } else {
+                tracing::debug!(%error, "registry cannot be read");
             }
-            failing = true;
             self.shared.store.forget_leader();
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(LAST_BACKOFF);
@@ -148,7 +159,7 @@ impl Registry {
         &self,
         followed: &mut Option<Latch>,
         backoff: &mut Duration,
-        failing: &mut bool,
+        trouble: &mut Option<Trouble>,
     ) -> Result<std::convert::Infallible, StoreError> {
         let shared = &*self.shared;
         let topic_id = shared.store.ensure().await?;
@@ -172,10 +183,9 @@ impl Registry {
             if high_watermark.is_some_and(|end| *shared.position.borrow() >= end) {
                 self.looked(asked_at);
                 *backoff = FIRST_BACKOFF;
-                if followed.take().is_some() || *failing {
+                if followed.take().is_some() | trouble.take().is_some() {
                     tracing::info!(%topic, links = shared.view().links.len(), "registry followed to its end");
                 }
-                *failing = false;
             }
         }
     }

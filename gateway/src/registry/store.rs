@@ -45,6 +45,15 @@ impl StoreError {
             Self::Missing { .. } | Self::Records(_) => None,
         }
     }
+
+    /// Whether it may go away by itself.
+    pub(super) fn retriable(&self) -> bool {
+        match self {
+            Self::Kafka(error) => error.retriable(),
+            Self::Topic { code, .. } => code.retriable(),
+            Self::Missing { .. } | Self::Records(_) => false,
+        }
+    }
 }
 
 /// The topic's place in the cluster.
