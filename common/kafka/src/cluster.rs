@@ -227,15 +227,19 @@ impl Cluster {
     }
 
     /// The shared connection to the controller. Where brokers hide it (KRaft), to the broker that they name instead, or
-    /// to any: it forwards.
+    /// to any: it forwards. Brokers name a dead one until its session ends, so the others are tried after it.
     pub async fn controller(&self) -> Result<Connection, KafkaError> {
         let metadata = self.metadata(Some(&[])).await?;
-        let mut brokers = metadata.brokers.iter().map(|broker| broker.id);
-        let named = brokers.clone().find(|id| Some(*id) == metadata.controller);
-        match named.or_else(|| brokers.next()) {
-            Some(broker) => self.shared(broker).await,
-            None => Err(KafkaError::code(Api::Metadata, ErrorCode::BROKER_NOT_AVAILABLE)),
+        let mut brokers: Vec<_> = metadata.brokers.iter().map(|broker| broker.id).collect();
+        brokers.sort_by_key(|id| Some(*id) != metadata.controller);
+        let mut failed = KafkaError::code(Api::Metadata, ErrorCode::BROKER_NOT_AVAILABLE);
+        for broker in brokers {
+            match self.shared(broker).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => failed = error,
+            }
         }
+        Err(failed)
     }
 
     async fn open(&self, broker: i32, host: &str, port: u16) -> Result<Connection, Arc<ConnectionError>> {
