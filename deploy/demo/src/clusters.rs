@@ -80,7 +80,7 @@ impl Clusters {
         let new: Vec<_> =
             topics.iter().map(|(name, count)| NewTopic::new(name, *count, TopicReplication::Fixed(-1))).collect();
         let made = admin(source)?
-            .create_topics(&new, &AdminOptions::new().operation_timeout(Some(ADMIN_DEADLINE)))
+            .create_topics(&new, &admin_options())
             .await
             .map_err(|error| ClusterError::Unreachable { bootstrap: source.to_owned(), source: error })?;
         for result in made {
@@ -121,7 +121,7 @@ impl Clusters {
 async fn remove(bootstrap: &str, topics: &[String]) -> Result<(), ClusterError> {
     let names: Vec<_> = topics.iter().map(String::as_str).collect();
     let removed = admin(bootstrap)?
-        .delete_topics(&names, &AdminOptions::new().operation_timeout(Some(ADMIN_DEADLINE)))
+        .delete_topics(&names, &admin_options())
         .await
         .map_err(|source| ClusterError::Unreachable { bootstrap: bootstrap.to_owned(), source })?;
     for result in removed {
@@ -132,6 +132,10 @@ async fn remove(bootstrap: &str, topics: &[String]) -> Result<(), ClusterError> 
         }
     }
     Ok(())
+}
+
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(ADMIN_DEADLINE)).request_timeout(Some(ADMIN_DEADLINE))
 }
 
 fn admin(bootstrap: &str) -> Result<AdminClient<DefaultClientContext>, ClusterError> {

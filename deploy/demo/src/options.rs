@@ -11,11 +11,12 @@ use clap::builder::RangedU64ValueParser;
 #[derive(Debug, Parser)]
 #[command(name = "tombolo-demo", version)]
 pub(crate) struct Options {
-    /// A broker of a real source cluster. Topics with a name of this run are made there, and removed at the end.
+    /// A broker of a real source cluster. Topics with a name of this run are made there, and removed at the end unless
+    /// there is something to look at.
     #[arg(long, value_name = "HOST:PORT", requires = "cloud")]
     pub(crate) source: Option<String>,
 
-    /// A broker of a real cloud cluster. The mirrors are made there, and removed at the end if they are identical.
+    /// A broker of a real cloud cluster. The mirrors are made there, and removed likewise.
     #[arg(long, value_name = "HOST:PORT", requires = "source")]
     pub(crate) cloud: Option<String>,
 

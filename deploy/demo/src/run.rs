@@ -57,29 +57,40 @@ pub(crate) enum RunError {
     Interrupted,
 }
 
-/// Runs the demo to its verdict, or until `stop`.
+/// Runs the demo to its verdict, or until `stop`. Topics on real clusters are removed, unless there is something to look
+/// at: a difference or a failure.
 pub(crate) async fn run(options: &Options, screen: &mut Screen, stop: &CancellationToken) -> Result<Verdict, RunError> {
     let clusters = Clusters::start(options).await?;
-    screen.say(&introduction(&clusters))?;
+    let outcome = mirror_and_read(&clusters, options.schedule(), screen, stop).await;
+    match &outcome {
+        Ok(verdict) if verdict.identical() => clusters.clean_up().await?,
+        Err(RunError::Interrupted) => clusters.clean_up().await?,
+        Ok(_) | Err(_) if clusters.are_mocks() => {}
+        Ok(_) | Err(_) => screen.say(&format!("topics {}* are kept for a look", clusters.prefix))?,
+    }
+    outcome
+}
+
+async fn mirror_and_read(
+    clusters: &Clusters,
+    schedule: Schedule,
+    screen: &mut Screen,
+    stop: &CancellationToken,
+) -> Result<Verdict, RunError> {
+    screen.say(&introduction(clusters))?;
     let folder = tempfile::tempdir().map_err(RunError::Folder)?;
-    let system = System::start(folder.path(), &clusters).await?;
+    let system = System::start(folder.path(), clusters).await?;
     screen.say("")?;
-    let mirrored = Run { clusters: &clusters, system: &system, schedule: options.schedule(), stop };
-    let outcome = mirrored.mirror(screen).await;
+    let outcome = Run { clusters, system: &system, schedule, stop }.mirror(screen).await;
     // Nobody writes to the cloud while it is read, and a daemon that fails at its end is seen, too.
     let stopped = system.shutdown().await;
     outcome?;
     stopped?;
     screen.say("producer done, no lag, both daemons stopped; reading both clusters ...")?;
-    let reading = verdict::read(&clusters, options.schedule().dark());
-    let verdict = tokio::select! {
-        verdict = reading => verdict?,
-        () = stop.cancelled() => return Err(RunError::Interrupted),
-    };
-    if verdict.identical() {
-        clusters.clean_up().await?;
+    tokio::select! {
+        verdict = verdict::read(clusters, schedule.dark()) => Ok(verdict?),
+        () = stop.cancelled() => Err(RunError::Interrupted),
     }
-    Ok(verdict)
 }
 
 fn introduction(clusters: &Clusters) -> String {
@@ -103,7 +114,24 @@ impl Run<'_> {
     /// Produces, cuts the link meanwhile, and waits until the cloud has confirmed everything.
     async fn mirror(&self, screen: &mut Screen) -> Result<(), RunError> {
         let tally = Arc::new(Tally::default());
-        let mut producer = Some(self.start_producer(&tally));
+        // It ends with the run, whatever the outcome: a producer at work would make its topics anew.
+        let stop = self.stop.child_token();
+        let mut producer = Some(self.start_producer(&tally, &stop));
+        let outcome = self.watch(screen, &tally, &mut producer).await;
+        stop.cancel();
+        match producer {
+            // The run's own error comes first.
+            Some(producer) => outcome.and(producer.await?.map_err(RunError::from)),
+            None => outcome,
+        }
+    }
+
+    async fn watch(
+        &self,
+        screen: &mut Screen,
+        tally: &Tally,
+        producer: &mut Option<JoinHandle<Result<(), ProduceError>>>,
+    ) -> Result<(), RunError> {
         let start = Instant::now();
         let mut ends: Option<(Instant, Ranges)> = None;
         let mut look = (Instant::now(), Look::default());
@@ -130,7 +158,7 @@ impl Run<'_> {
             let lagging = ends.as_ref().map(|(_, ends)| lagging(ends, &look.1));
             let done = lagging.as_ref().is_some_and(Option::is_none);
             if done || drawn.is_none_or(|drawn| drawn.elapsed() >= screen.interval()) {
-                screen.draw(&self.frame(elapsed, ends.is_some(), &tally, &look.1))?;
+                screen.draw(&self.frame(elapsed, ends.is_some(), tally, &look.1))?;
                 drawn = Some(Instant::now());
             }
             match (lagging.flatten(), &ends) {
@@ -141,9 +169,9 @@ impl Run<'_> {
         }
     }
 
-    fn start_producer(&self, tally: &Arc<Tally>) -> JoinHandle<Result<(), ProduceError>> {
+    fn start_producer(&self, tally: &Arc<Tally>, stop: &CancellationToken) -> JoinHandle<Result<(), ProduceError>> {
         let (source, prefix) = (self.clusters.source.clone(), self.clusters.prefix.clone());
-        let (length, tally, stop) = (self.schedule.produce_until, Arc::clone(tally), self.stop.clone());
+        let (length, tally, stop) = (self.schedule.produce_until, Arc::clone(tally), stop.clone());
         spawn_blocking(move || workload::produce(&source, &prefix, length, &tally, &stop))
     }
 

@@ -144,7 +144,11 @@ pub(crate) fn produce(
         })
         .collect();
     let start = Instant::now();
-    while !stop.is_cancelled() {
+    loop {
+        if stop.is_cancelled() {
+            // Nobody waits for what is still in the queues.
+            return Ok(());
+        }
         let elapsed = start.elapsed().min(length);
         for (number, lane) in lanes.iter_mut().enumerate() {
             let turn = elapsed.as_millis() / CODEC_TURN.as_millis() + number as u128;
