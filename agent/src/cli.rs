@@ -209,22 +209,26 @@ fn show(document: &Value) -> String {
             lines.push(format!("{} {}: {detail}", text(mirror, "/topic"), text(mirror, "/mirror_status")));
         }
     }
-    let rows = list(document, "/mirrors").iter().flat_map(|mirror| {
-        list(mirror, "/partitions").iter().map(|partition| {
-            vec![
-                text(mirror, "/topic").to_owned(),
-                number(partition, "/partition"),
-                text(mirror, "/mirror_status").to_owned(),
-                number(partition, "/source_high_watermark"),
-                number(partition, "/fetched"),
-                number(partition, "/sent"),
-                number(partition, "/confirmed"),
-                number(partition, "/lag"),
-            ]
-        })
+    let rows = list(document, "/mirrors").iter().flat_map(|mirror| match list(mirror, "/partitions") {
+        // Nothing is known of the source topic: still a mirror to be seen.
+        [] => vec![row(mirror, &Value::Null)],
+        partitions => partitions.iter().map(|partition| row(mirror, partition)).collect(),
     });
     let head = ["TOPIC", "PARTITION", "STATE", "SOURCE END", "FETCHED", "SENT", "CONFIRMED", "LAG"];
     format!("{}\n{}", lines.join("\n"), table(&head, rows))
+}
+
+fn row(mirror: &Value, partition: &Value) -> Vec<String> {
+    vec![
+        text(mirror, "/topic").to_owned(),
+        number(partition, "/partition"),
+        text(mirror, "/mirror_status").to_owned(),
+        number(partition, "/source_high_watermark"),
+        number(partition, "/fetched"),
+        number(partition, "/sent"),
+        number(partition, "/confirmed"),
+        number(partition, "/lag"),
+    ]
 }
 
 #[cfg(test)]
@@ -276,5 +280,6 @@ mod tests {
         assert!(text.contains("9 102 774"), "{text}");
         assert!(text.contains("331 754"), "{text}");
         assert_eq!(text.lines().filter(|line| line.trim_start().starts_with("a ")).count(), 2, "{text}");
+        assert_eq!(text.lines().filter(|line| line.trim_start().starts_with("b  ")).count(), 1, "{text}");
     }
 }

@@ -290,6 +290,8 @@ impl Site {
     fn publish(&mut self) {
         let status = self.edge.status();
         status::record(&status, &self.view);
+        let acked = self.last_status.as_ref().map_or(0, |(last, _)| last.confirmed_bytes);
+        metrics::counter!("tombolo_acked_bytes_total").increment(status.confirmed_bytes - acked);
         let current = (status, self.view.clone());
         if self.last_status.as_ref() == Some(&current) {
             return;

@@ -84,6 +84,7 @@ pub struct EdgeLink {
     ready: VecDeque<Key>,
     /// Partitions whose fetch is paused for want of room.
     throttled: BTreeSet<Key>,
+    confirmed_bytes: u64,
     next_ticket: u64,
     outputs: VecDeque<EdgeOutput>,
 }
@@ -100,6 +101,7 @@ impl EdgeLink {
             rate: Rate::default(),
             ready: VecDeque::new(),
             throttled: BTreeSet::new(),
+            confirmed_bytes: 0,
             next_ticket: 0,
             outputs: VecDeque::new(),
         }
@@ -140,6 +142,7 @@ impl EdgeLink {
     pub fn status(&self) -> EdgeStatus {
         let mut status = EdgeStatus {
             window_bytes: self.window.used(),
+            confirmed_bytes: self.confirmed_bytes,
             mirrors: self.mirrors.iter().map(mirror_status).collect(),
             ..EdgeStatus::default()
         };

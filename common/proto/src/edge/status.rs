@@ -95,6 +95,8 @@ pub struct EdgeStatus {
     pub in_flight_bytes: usize,
     /// Bytes of batches in memory.
     pub window_bytes: usize,
+    /// Bytes of batches confirmed since the start.
+    pub confirmed_bytes: u64,
     /// The mirrors, by topic.
     pub mirrors: Vec<EdgeMirrorStatus>,
 }

@@ -256,6 +256,7 @@ impl EdgeLink {
             open.credit.change(in_flight, partition.in_flight_bytes());
             freed_in_all += freed;
         }
+        self.confirmed_bytes += freed_in_all as u64;
         self.rate.confirmed(freed_in_all, now);
         self.unthrottle();
         Ok(())
