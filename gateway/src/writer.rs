@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tombolo_kafka::produce::{self, ProduceAnswer, ProduceBatch};
 use tombolo_kafka::{Cluster, Connection, KafkaError};
 use tombolo_proto::id::{MirrorId, Offset, Partition, TopicName};
+use tombolo_proto::lease::LeaseError;
 use tombolo_proto::mirror::Outcome;
 use tombolo_service::tasks::Tasks;
 
@@ -106,6 +107,16 @@ impl Writers {
         });
         lane.queue().push_back(job);
         lane.ready.notify_one();
+    }
+}
+
+impl Drop for Writers {
+    /// What was never sent because another session took the link is told: it is the lease at work.
+    fn drop(&mut self) {
+        if matches!(self.context.lease.permits(), Err(LeaseError::Superseded { .. })) {
+            let left = self.lanes.values().map(|lane| lane.queue().len()).sum();
+            metrics::stale_answers("lease", left);
+        }
     }
 }
 
