@@ -477,3 +477,7 @@ fn missing_topic(api: Api, topic: &Arc<str>) -> KafkaError {
 fn nothing_left<K, V>(api: Api, found: &HashMap<K, V>) -> Result<(), KafkaError> {
     if found.is_empty() { Ok(()) } else { Err(KafkaError::answer(api, AnswerError::Unasked)) }
 }
+
+#[cfg(test)]
+#[path = "admin/admin_test.rs"]
+mod tests;
