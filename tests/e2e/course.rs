@@ -29,6 +29,11 @@ impl Turn {
         Self::of(1).await
     }
 
+    /// For a test that starts clusters of its own.
+    pub(crate) async fn alone() -> Self {
+        Self::of(AT_ONCE).await
+    }
+
     async fn of(permits: u32) -> Self {
         Self { _permit: TURNS.acquire_many(permits).await.expect("turns are never closed") }
     }

@@ -5,3 +5,7 @@
 
 mod codecs;
 mod course;
+mod history;
+mod replicas;
+mod secure;
+mod topics;

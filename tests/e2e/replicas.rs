@@ -1,0 +1,68 @@
+//! Three brokers a side: the mirror outlives the sudden end of a leader on each.
+
+use std::time::Instant;
+
+use tombolo_tests::broker::{ClusterSpec, KafkaCluster, unique_name};
+use tombolo_tests::compare::wait_until_mirrored;
+use tombolo_tests::producer::Workload;
+use tombolo_tests::rig::{Rig, RigSpec};
+use tombolo_tests::wait::until;
+
+use crate::course::{DEADLINE, Turn, assert_equal, tell, wait_until_active};
+
+const PARTITIONS: i32 = 6;
+const RATE: u32 = 2_000;
+
+#[tokio::test]
+async fn goes_on_when_a_leader_is_killed_on_each_side() {
+    let _turn = Turn::alone().await;
+    let (source, cloud) =
+        tokio::join!(KafkaCluster::start(ClusterSpec::three()), KafkaCluster::start(ClusterSpec::three()));
+    let topic = unique_name("replicated");
+    source.create_topic(&topic, PARTITIONS, 3, &[("min.insync.replicas", "2")]).await;
+    let mut rig = Rig::start(&source, &cloud, RigSpec::new(&[&topic])).await;
+    // Said when the cloud's broker that is killed leads the registry, too, and its election outlasts a lease.
+    rig.gateway.allow("registry cannot be read");
+    wait_until_active(&rig, &[&topic]).await;
+
+    let start = Instant::now();
+    let producer = Workload::new().topic(&topic, PARTITIONS).rate(RATE).start(&source.client_config());
+    wait_until_ends_grow(&cloud, &topic).await;
+    assert_eq!(cloud.in_sync_replicas(&topic, 0).await.len(), 3, "the mirror has the cloud's replication factor");
+
+    let killed = source.leader_of(&topic, 0).await;
+    source.kill_broker(killed);
+    wait_until_led_by_another(&source, &topic, killed).await;
+    wait_until_ends_grow(&cloud, &topic).await;
+
+    let killed = cloud.leader_of(&topic, 0).await;
+    cloud.kill_broker(killed);
+    wait_until_led_by_another(&cloud, &topic, killed).await;
+    wait_until_ends_grow(&cloud, &topic).await;
+
+    let written = producer.stop().await.acknowledged();
+    wait_until_mirrored(&source, &cloud, &[&topic], DEADLINE).await;
+    tell("three brokers a side, a leader killed on each", written, start);
+    tokio::join!(source.heal(), cloud.heal());
+    assert_equal(&source, &cloud, &[&topic], written).await;
+}
+
+async fn wait_until_led_by_another(cluster: &KafkaCluster, topic: &str, dead: i32) {
+    until("another broker leads", DEADLINE, async || {
+        let leader = cluster.leader_of(topic, 0).await;
+        if leader == dead { Err(leader) } else { Ok(()) }
+    })
+    .await;
+}
+
+/// Waits until every partition of the mirror is longer than now.
+async fn wait_until_ends_grow(cloud: &KafkaCluster, topic: &str) {
+    for partition in 0..PARTITIONS {
+        let mut before = None;
+        until(&format!("the mirror of partition {partition} grows"), DEADLINE, async || {
+            let (_, end) = cloud.log_range(topic, partition).await.map_err(|error| error.to_string())?;
+            if *before.get_or_insert(end) < end { Ok(()) } else { Err(format!("still {end}")) }
+        })
+        .await;
+    }
+}
