@@ -5,6 +5,7 @@
 
 mod codecs;
 mod course;
+mod foreign;
 mod history;
 mod replicas;
 mod secure;
