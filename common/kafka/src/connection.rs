@@ -1,7 +1,7 @@
 //! One connection to one broker: requests go out in the order they were submitted, several at a time, answers come
 //! back in that order.
 //!
-//! One task owns the socket ([`driver`]). The first error poisons the connection: every waiter and every later caller
+//! One task owns the socket (`driver`). The first error poisons the connection: every waiter and every later caller
 //! gets that same error, and the owner makes a new connection. A request whose future is dropped stays in flight and
 //! its answer is thrown away.
 
