@@ -47,7 +47,7 @@ macro_rules! calls {
     };
 }
 
-// Fetch 18 and ApiVersions 4 bring nothing this client uses. ListOffsets 11 and WriteTxnMarkers 2 are unknown to the codec.
+// Fetch 18 and ApiVersions 4 bring nothing this client uses. ListOffsets 11 is unknown to the codec.
 calls! {
     ProduceRequest -> ProduceResponse, Produce, 3 to 13, PRODUCE;
     FetchRequest -> FetchResponse, Fetch, 4 to 17, FETCH;
