@@ -124,7 +124,7 @@ impl Carrier {
         let mut told = None;
         let end = self.session(&mut told).await;
         let error = match end {
-            End::Connection(error) => LinkError::of(&self.gateway, &error, true),
+            End::Connection(error) => LinkError::of(&self.gateway, &error),
             End::Stream(reason) => {
                 close(&self.connection, CloseCode::Protocol, &reason);
                 LinkError::Lost { gateway: self.gateway.clone(), reason }

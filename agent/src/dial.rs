@@ -323,8 +323,8 @@ impl LinkError {
         }
     }
 
-    /// What a connection's end means. `established` tells a handshake that failed from a session that ended.
-    pub(crate) fn of(gateway: &str, error: &ConnectionError, established: bool) -> Self {
+    /// What a connection's end means. A certificate may be refused after this side holds the handshake for done (TLS 1.3).
+    pub(crate) fn of(gateway: &str, error: &ConnectionError) -> Self {
         let gateway = gateway.to_owned();
         match error {
             ConnectionError::ApplicationClosed(close) => Self::Closed {
@@ -333,18 +333,17 @@ impl LinkError {
                 reason: tombolo_proto::failure::cut(String::from_utf8_lossy(&close.reason).into_owned()),
             },
             ConnectionError::LocallyClosed => Self::ClosedHere { gateway },
-            // A certificate is refused after this side holds the handshake for done (TLS 1.3).
-            ConnectionError::ConnectionClosed(close) if !established || is_tls_alert(close.error_code) => {
+            ConnectionError::ConnectionClosed(close) if is_tls_alert(close.error_code) => {
                 Self::Handshake { gateway, reason: error.to_string() }
             }
-            ConnectionError::TransportError(_) | ConnectionError::VersionMismatch if !established => {
+            ConnectionError::TransportError(own) if is_tls_alert(own.code) => {
                 Self::Handshake { gateway, reason: error.to_string() }
             }
+            ConnectionError::VersionMismatch => Self::Handshake { gateway, reason: error.to_string() },
             ConnectionError::TimedOut
             | ConnectionError::Reset
             | ConnectionError::ConnectionClosed(_)
             | ConnectionError::TransportError(_)
-            | ConnectionError::VersionMismatch
             | ConnectionError::CidsExhausted => Self::Lost { gateway, reason: error.to_string() },
         }
     }
@@ -372,7 +371,7 @@ impl LinkSettings {
                     connection.close(VarInt::from_u32(CloseCode::Shutdown.number()), b"only a check");
                     drain(&endpoint).await;
                     match refused {
-                        Ok(error) => Err(LinkError::of(&gateway.to_string(), &error, true)),
+                        Ok(error) => Err(LinkError::of(&gateway.to_string(), &error)),
                         Err(_) => Ok(connection.remote_address()),
                     }
                 }
@@ -430,7 +429,7 @@ async fn connect_to(
         .map_err(|error| socket(error.to_string()))?;
     match connecting.await {
         Ok(connection) => Ok((endpoint, connection)),
-        Err(error) => Err(LinkError::of(&gateway.to_string(), &error, false)),
+        Err(error) => Err(LinkError::of(&gateway.to_string(), &error)),
     }
 }
 

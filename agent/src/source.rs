@@ -37,8 +37,8 @@ const MAX_WAIT: Duration = Duration::from_millis(500);
 const COMMANDS: usize = 64;
 /// Notes and findings on their way to this task, which takes them at once.
 const NOTES: usize = 64;
-/// Tail comparisons at a time: each holds one fetch answer.
-const COMPARISONS: usize = 16;
+/// Tail comparisons at a time: each holds the records of one partition in one answer.
+const COMPARISONS: usize = 8;
 
 type Key = (TopicName, Partition);
 
@@ -423,7 +423,7 @@ impl Source {
         self.comparisons.insert(key.clone(), (ticket, cancel.clone()));
         let (cluster, events) = (self.cluster.clone(), self.events.clone());
         let comparing = Arc::clone(&self.comparing);
-        let limit = self.options.max_bytes;
+        let limit = self.options.partition_max_bytes;
         self.jobs.push(Box::pin(async move {
             let work = async {
                 // The semaphore is never closed.

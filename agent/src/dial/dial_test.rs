@@ -72,11 +72,8 @@ fn only_what_a_person_can_mend_waits_long() {
         assert_eq!(closed(Some(code)).needs_a_person(), !passes_by_itself, "{code:?}");
     }
     assert!(!closed(None).needs_a_person());
-    assert!(!LinkError::of("gw", &ConnectionError::TimedOut, true).needs_a_person());
-    assert_eq!(
-        LinkError::of("gw:1", &ConnectionError::TimedOut, false).to_string(),
-        "gw:1: connection lost: timed out"
-    );
+    assert!(!LinkError::of("gw", &ConnectionError::TimedOut).needs_a_person());
+    assert_eq!(LinkError::of("gw:1", &ConnectionError::TimedOut).to_string(), "gw:1: connection lost: timed out");
 }
 
 /// A gateway that does one thing with each connection.

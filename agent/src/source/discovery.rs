@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tombolo_kafka::admin::{ConfigEntry, ConfigResource, ConfigSource, describe_configs};
 use tombolo_kafka::cluster::Topic;
 use tombolo_kafka::error::KafkaErrorKind;
-use tombolo_kafka::{Cluster, ErrorCode, KafkaError, TopicId};
+use tombolo_kafka::{Cluster, Connection, ErrorCode, KafkaError, TopicId};
 use tombolo_proto::edge::{EdgeInput, SourceTopic};
 use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::id::{Partition, TopicName};
@@ -215,42 +215,17 @@ impl Discovery {
         }
         // Leaders before the site hears of the topic: its fetches come right after.
         drop(self.found.send(Found { topics: leaders }).await);
+        if there.is_empty() {
+            return Ok(outcomes);
+        }
+        let connection = self.cluster.controller().await?;
         for chunk in there.chunks(CONFIG_TOPICS) {
-            let configs = self.configs(memory, chunk).await?;
+            let configs = configs(&connection, memory, chunk).await?;
             for ((name, topic), configs) in chunk.iter().zip(configs) {
                 outcomes.push((name.clone(), judge(topic, &configs)));
             }
         }
         Ok(outcomes)
-    }
-
-    /// Configs of each topic in turn; none where the broker does not tell them.
-    async fn configs(
-        &self,
-        memory: &mut Memory,
-        topics: &[(TopicName, Topic)],
-    ) -> Result<Vec<Vec<ConfigEntry>>, KafkaError> {
-        let connection = self.cluster.controller().await?;
-        let resources: Vec<_> =
-            topics.iter().map(|(_, topic)| ConfigResource::Topic(Arc::clone(&topic.name))).collect();
-        let answers = match describe_configs(&connection, &resources, None).await {
-            Ok(answers) => answers,
-            Err(error) if matches!(error.kind(), KafkaErrorKind::Unsupported { .. }) => {
-                for (name, _) in topics {
-                    memory.no_configs(name, &error);
-                }
-                return Ok(vec![Vec::new(); topics.len()]);
-            }
-            Err(error) => return Err(error),
-        };
-        let answers = topics.iter().zip(answers).map(|((name, _), answer)| match answer.result {
-            Ok(configs) => configs,
-            Err(refusal) => {
-                memory.no_configs(name, &refusal);
-                Vec::new()
-            }
-        });
-        Ok(answers.collect())
     }
 }
 
@@ -271,6 +246,33 @@ impl Memory {
             tracing::info!(%topic, reason = %why, "configs of the source topic are not known: the mirror has the cloud's");
         }
     }
+}
+
+/// Configs of each topic in turn; none where the broker does not tell them.
+async fn configs(
+    connection: &Connection,
+    memory: &mut Memory,
+    topics: &[(TopicName, Topic)],
+) -> Result<Vec<Vec<ConfigEntry>>, KafkaError> {
+    let resources: Vec<_> = topics.iter().map(|(_, topic)| ConfigResource::Topic(Arc::clone(&topic.name))).collect();
+    let answers = match describe_configs(connection, &resources, None).await {
+        Ok(answers) => answers,
+        Err(error) if matches!(error.kind(), KafkaErrorKind::Unsupported { .. }) => {
+            for (name, _) in topics {
+                memory.no_configs(name, &error);
+            }
+            return Ok(vec![Vec::new(); topics.len()]);
+        }
+        Err(error) => return Err(error),
+    };
+    let answers = topics.iter().zip(answers).map(|((name, _), answer)| match answer.result {
+        Ok(configs) => configs,
+        Err(refusal) => {
+            memory.no_configs(name, &refusal);
+            Vec::new()
+        }
+    });
+    Ok(answers.collect())
 }
 
 fn denied_by_site(topic: TopicName) -> EdgeInput {

@@ -22,7 +22,7 @@ use super::records::{Taken, take, unshared};
 use super::{Key, Note, SourceEvent, Why};
 
 const RECONNECT_MIN: Duration = Duration::from_millis(200);
-const RECONNECT_MAX: Duration = Duration::from_secs(5);
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// Pause after an answer that came at once and brought nothing: not every broker waits when it should.
 const EMPTY_PAUSE: Duration = Duration::from_millis(50);
 /// Most that one batch is asked for with when the usual limits cut it off, beyond the largest frame.
@@ -242,7 +242,8 @@ impl Fetcher {
             let mut taken = take(key.1, offset, records, self.max_batch);
             if taken.starved {
                 let whole = self.ask_for_one(session, &key, &assignment, offset).await?;
-                if whole.error.is_some() {
+                if let Some(code) = whole.error {
+                    returns.push((key, assignment.fetch, Why::Trouble(code)));
                     continue;
                 }
                 high_watermark = whole.high_watermark;
@@ -269,7 +270,8 @@ impl Fetcher {
         for (key, assignment, next, epoch) in places {
             {
                 let mut place = assignment.cursor.place();
-                place.offset = next;
+                // A broker that was slow to let go of the partition may still deliver what another has read since.
+                place.offset = place.offset.max(next);
                 place.epoch = epoch.or(place.epoch);
             }
             session.advance(key.0.as_str(), key.1, assignment.position());
