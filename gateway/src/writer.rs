@@ -22,7 +22,6 @@ use tokio::time::Instant;
 use tombolo_kafka::produce::{self, ProduceAnswer, ProduceBatch};
 use tombolo_kafka::{Cluster, Connection, KafkaError};
 use tombolo_proto::id::{MirrorId, Offset, Partition, TopicName};
-use tombolo_proto::lease::LeaseError;
 use tombolo_proto::mirror::Outcome;
 use tombolo_service::tasks::Tasks;
 
@@ -111,9 +110,10 @@ impl Writers {
 }
 
 impl Drop for Writers {
-    /// What was never sent because another session took the link is told: it is the lease at work.
+    /// What was never sent because the lease had lapsed, or another session had taken the link, is told: it is the lease
+    /// at work.
     fn drop(&mut self) {
-        if matches!(self.context.lease.permits(), Err(LeaseError::Superseded { .. })) {
+        if self.context.lease.permits().is_err() {
             let left = self.lanes.values().map(|lane| lane.queue().len()).sum();
             metrics::stale_answers("lease", left);
         }
