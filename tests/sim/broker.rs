@@ -103,14 +103,14 @@ impl PartitionLog {
     }
 
     /// `DescribeProducers`: the last sequence of a producer.
-    /// Twin: `broker_describes_producers_with_their_last_sequence`.
+    /// Twin: `broker_tells_the_last_sequence`.
     pub(crate) fn last_sequence(&self, producer_id: i64) -> Option<i32> {
         let producer = self.producers.get(&producer_id)?;
         Some(producer.batches.back().map_or(-1, |last| last.last_sequence))
     }
 
     /// The last `count` batches below the high watermark, which is where a consumer's Fetch ends.
-    /// Twin: `broker_serves_records_below_the_high_watermark_only`.
+    /// Twin: `broker_holds_the_high_watermark_until_followers_have_the_batch`.
     pub(crate) fn tail(&self, count: usize) -> Vec<Batch> {
         let visible = self.batches.iter().filter(|stored| stored.batch.next_offset() <= self.high_watermark);
         let mut tail: Vec<_> = visible.rev().take(count).map(|stored| stored.batch.clone()).collect();
@@ -120,9 +120,9 @@ impl PartitionLog {
 
     /// A Produce of one batch, acks=all, as far as the append (`UnifiedLog.append`). Appending and answering are two
     /// things: the answer waits for the high watermark.
-    /// Twin: `broker_answers_acks_all_behind_the_high_watermark`.
+    /// Twin: `broker_holds_the_high_watermark_until_followers_have_the_batch`.
     pub(crate) fn append(&mut self, sent: &Bytes, intent: Option<Intent>) -> Result<Accepted, Refusal> {
-        // Twin: broker_refuses_without_min_insync_replicas.
+        // Twin: broker_appends_nothing_with_too_few_replicas_in_sync.
         if self.short_of_replicas {
             return Err(Refusal::NotEnoughReplicas);
         }
@@ -138,13 +138,15 @@ impl PartitionLog {
                 unknown_producer,
             });
         }
+        // Twin: broker_shifts_the_next_batch_after_a_foreign_write. Sequences are compared, not the log's end.
         let base_offset = self.log_end();
         self.store(sent, base_offset, intent);
         Ok(Accepted { base_offset, next_offset: self.log_end(), duplicate: false, unknown_producer })
     }
 
-    /// Twins: `broker_demands_base_offset_zero`, `broker_refuses_a_wrong_crc`, `broker_refuses_holes_in_a_batch`,
-    /// `broker_refuses_batches_above_max_message_bytes`.
+    /// Twins: `broker_refuses_a_base_offset_other_than_zero`, `broker_refuses_a_control_batch`,
+    /// `broker_refuses_a_transactional_batch_without_a_transaction`, `broker_refuses_a_batch_above_the_topics_limit`,
+    /// `broker_refuses_a_bad_crc`, `broker_refuses_a_batch_with_holes`.
     fn validate(&self, sent: &Bytes) -> Result<Batch, Refusal> {
         let batch = Batch::parse(sent.clone()).map_err(|_| Refusal::InvalidRecord)?;
         let numbered = batch.producer_id() < 0 || batch.base_sequence() >= 0;
@@ -165,12 +167,12 @@ impl PartitionLog {
 
     /// `ProducerAppendInfo.append` and `ProducerStateEntry.findDuplicateBatch`.
     fn check_producer(&self, batch: &Batch) -> Result<Option<Remembered>, Refusal> {
-        // Twin: broker_takes_any_sequence_of_an_unknown_producer.
+        // Twin: broker_takes_unknown_producer_at_any_sequence.
         let Some(producer) = self.producers.get(&batch.producer_id()) else {
             return Ok(None);
         };
         let (first, last) = (batch.base_sequence(), last_sequence(batch));
-        // Twin: broker_answers_one_of_the_last_five_batches_with_its_old_offset. Looked up before epoch and sequence.
+        // Twin: broker_answers_a_repeat_of_the_last_five_with_the_old_offset. Looked up before epoch and sequence.
         let known = producer.batches.iter().find(|known| (known.first_sequence, known.last_sequence) == (first, last));
         if batch.producer_epoch() == producer.epoch
             && let Some(known) = known
@@ -181,14 +183,14 @@ impl PartitionLog {
         if batch.producer_epoch() < producer.epoch {
             return Err(Refusal::InvalidProducerEpoch);
         }
-        // Twin: broker_wants_sequence_zero_of_a_higher_epoch.
+        // Twin: broker_starts_a_higher_epoch_at_zero.
         let expected = if batch.producer_epoch() > producer.epoch {
             0
         } else {
-            // Twin: broker_wraps_sequences_at_2_pow_31. An entry made by a marker holds -1 and wants 0.
+            // Twin: broker_wraps_the_sequence_after_two_to_the_31. An entry made by a marker holds -1 and wants 0.
             producer.batches.back().map_or(0, |last| next_sequence(last.last_sequence))
         };
-        // Twin: broker_refuses_any_other_sequence.
+        // Twin: broker_refuses_a_sequence_ahead_or_behind.
         if first == expected { Ok(None) } else { Err(Refusal::OutOfOrderSequence) }
     }
 
@@ -235,7 +237,7 @@ impl PartitionLog {
 
     /// The sweep of `producer.id.expiration.ms`, which goes by *record* time (`ProducerStateManager.removeExpired`).
     /// Returns how many producers were forgotten.
-    /// Twin: `broker_forgets_producers_by_record_time`.
+    /// Twin: `broker_forgets_a_producer_by_the_time_of_its_records`.
     pub(crate) fn forget_producers(&mut self, now_ms: i64, expiration_ms: i64) -> usize {
         let before = self.producers.len();
         self.producers.retain(|_, producer| now_ms - producer.last_timestamp < expiration_ms);
@@ -244,7 +246,7 @@ impl PartitionLog {
 
     /// Another replica leads, whose log ends at `end`. Below the high watermark that is an unclean election: what was
     /// confirmed is gone. Producer state is what the batches left over tell.
-    /// Twins: `broker_loses_the_tail_in_an_unclean_election`, `broker_rebuilds_producers_from_the_log`.
+    /// Twins: `broker_loses_an_unreplicated_tail_with_its_leader`, `broker_knows_repeats_after_a_leader_change`.
     pub(crate) fn truncate(&mut self, end: Offset) {
         self.batches.retain(|stored| stored.batch.next_offset() <= end);
         self.high_watermark = self.high_watermark.min(self.log_end());

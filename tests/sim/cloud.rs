@@ -96,6 +96,11 @@ impl Gateway {
         })
     }
 
+    /// Whether several batches of a partition are in flight.
+    pub(crate) fn pipelines(&self, place: Place) -> bool {
+        self.brokers.in_flight(place) > 1
+    }
+
     pub(crate) fn describe(&self) -> String {
         let session = |(id, session): (&u64, &Session)| format!("session {id}: {:?}", session.link.status());
         self.sessions.iter().map(session).collect::<Vec<_>>().join("; ")
@@ -190,7 +195,7 @@ impl World {
             producer_id: Self::producer_id(),
             software: "sim".to_owned(),
             credit_bytes: self.plan.credit_bytes,
-            max_frame_bytes: self.plan.max_frame_bytes,
+            max_frame_bytes: self.plan.gateway_frame_bytes,
             mirrors: self.mirror_settings(),
         };
         let session = Session {
@@ -221,7 +226,7 @@ impl World {
     }
 
     fn decode(&mut self, at: usize, id: u64, flow: Flow, chunk: &[u8]) -> Vec<CloudInput> {
-        let limits = FrameLimits { max_bytes: self.plan.max_frame_bytes };
+        let limits = FrameLimits { max_bytes: self.plan.gateway_frame_bytes };
         let mut inputs = Vec::new();
         let Some(session) = self.session(at, id) else { return inputs };
         let mut broken = None;

@@ -96,6 +96,8 @@ struct Connection {
 pub(crate) struct Hosted {
     pub(crate) log: PartitionLog,
     pub(crate) leader: Option<usize>,
+    /// Who led last.
+    pub(crate) before: Option<usize>,
     pub(crate) epoch: i32,
     /// The followers stand still.
     pub(crate) stalled: bool,
@@ -200,6 +202,7 @@ impl World {
     }
 
     /// Works off the next requests of a connection until one has to wait.
+    /// Twin: `broker_takes_requests_of_one_connection_in_order`.
     fn work_off(&mut self, id: u64) {
         loop {
             let Some(connection) = self.cluster.connections.get_mut(&id) else {
@@ -229,7 +232,7 @@ impl World {
     fn produce(&mut self, connection: u64, broker: usize, request: &ProduceRequest) -> Option<Answer> {
         let place = request.place;
         let hosted = self.cluster.partitions.get_mut(&place)?;
-        // Twin: broker_refuses_what_it_does_not_lead.
+        // Twin: broker_refuses_writes_where_it_follows.
         if hosted.leader != Some(broker) {
             self.ghost.count("not leader");
             return Some(Answer::NotLeader);
@@ -350,33 +353,34 @@ impl World {
             .map(|(&place, _)| place)
             .collect();
         for place in led {
-            self.depose(place);
-            let Some(hosted) = self.cluster.partitions.get_mut(&place) else {
-                continue;
-            };
-            let (high_watermark, log_end) = (hosted.log.high_watermark(), hosted.log.log_end());
-            let borders = hosted.log.borders();
-            let lost = lose == Some(place);
-            let keeps = |&&border: &&Offset| {
-                if lost {
-                    high_watermark - 50 < border && border < high_watermark
-                } else {
-                    high_watermark <= border && border <= log_end
-                }
-            };
-            let candidates: Vec<_> = borders.iter().filter(keeps).copied().collect();
-            let Some(end) = self.dice.pick(&candidates) else {
-                continue;
-            };
-            let forgets = self.dice.chance(300);
-            if let Some(hosted) = self.cluster.partitions.get_mut(&place) {
-                hosted.log.truncate(end);
-            }
-            if forgets {
-                self.forget_producers_of(place);
-            }
-            self.truncated(place, end, lost);
+            self.move_leader(place, lose == Some(place));
         }
+    }
+
+    /// A partition is led by another replica after a while without any: one that holds everything that was below the high
+    /// watermark, or, with `lose`, not even that.
+    /// Twin: `broker_loses_an_unreplicated_tail_with_its_leader`.
+    pub(crate) fn move_leader(&mut self, place: Place, lose: bool) {
+        self.depose(place);
+        let Some(hosted) = self.cluster.partitions.get_mut(&place) else { return };
+        let (high_watermark, log_end) = (hosted.log.high_watermark(), hosted.log.log_end());
+        let kept = |border: &Offset| {
+            if lose {
+                (high_watermark - 50..high_watermark).contains(border)
+            } else {
+                (high_watermark..=log_end).contains(border)
+            }
+        };
+        let borders: Vec<_> = hosted.log.borders().into_iter().filter(kept).collect();
+        let Some(end) = self.dice.pick(&borders) else { return };
+        let forgets = self.dice.chance(300);
+        if let Some(hosted) = self.cluster.partitions.get_mut(&place) {
+            hosted.log.truncate(end);
+        }
+        if forgets {
+            self.forget_producers_of(place);
+        }
+        self.truncated(place, end, lose);
     }
 
     /// A partition loses its leader for a while.
@@ -384,7 +388,7 @@ impl World {
         let Some(hosted) = self.cluster.partitions.get_mut(&place) else {
             return;
         };
-        hosted.leader = None;
+        hosted.before = hosted.leader.take().or(hosted.before);
         hosted.epoch += 1;
         self.release(|waiting| waiting.request.place == place, Some(Answer::NotLeader));
         let without = self.dice.millis(50, 1_500);

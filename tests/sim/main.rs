@@ -139,3 +139,21 @@ fn same_seed_same_trace() {
     let other = run(8, None, Tracing::Hashed);
     assert_ne!(other.trace_hash, run(7, None, Tracing::Hashed).trace_hash);
 }
+
+/// Every rule of the broker model names a test that holds a real broker against it; the test must exist.
+#[test]
+fn every_rule_of_the_broker_model_has_its_twin() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("rules");
+    let mut rules = String::new();
+    for entry in std::fs::read_dir(folder).expect("tests/rules") {
+        rules.push_str(&std::fs::read_to_string(entry.expect("an entry").path()).expect("a text"));
+    }
+    let model = [include_str!("broker.rs"), include_str!("cluster.rs")].concat();
+    let is_name = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    let comments = model.lines().filter(|line| line.trim_start().starts_with("//"));
+    let words = comments.flat_map(|line| line.split(|character| !is_name(character)));
+    let twins: Vec<_> = words.filter(|word| word.starts_with("broker_")).collect();
+    assert!(twins.len() >= 20, "{twins:?}");
+    let missing: Vec<_> = twins.iter().filter(|twin| !rules.contains(&format!("fn {twin}("))).collect();
+    assert!(missing.is_empty(), "no such tests in tests/rules: {missing:?}");
+}

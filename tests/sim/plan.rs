@@ -8,6 +8,7 @@ use tombolo_proto::id::{Offset, Time};
 
 use crate::bugs::Bug;
 use crate::dice::Dice;
+use crate::world::Place;
 
 /// What can go wrong. Each comes again and again, at a mean interval of the seed's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +25,8 @@ pub(crate) enum Fault {
     CutBroker,
     /// A broker dies and others lead its partitions; what was confirmed stays.
     KillBroker,
+    /// A partition moves to another leader; the old one lives, and refuses what it gets.
+    MoveLeader,
     /// The same, and confirmed records are lost.
     LoseTail,
     /// Too few replicas in sync: appends are refused.
@@ -51,7 +54,7 @@ pub(crate) enum Fault {
 }
 
 /// Every fault that a mirror must get over.
-const SURVIVABLE: [Fault; 19] = [
+const SURVIVABLE: [Fault; 20] = [
     Fault::CutLink,
     Fault::DarkLink,
     Fault::KillAgent,
@@ -59,6 +62,7 @@ const SURVIVABLE: [Fault; 19] = [
     Fault::PauseGateway,
     Fault::CutBroker,
     Fault::KillBroker,
+    Fault::MoveLeader,
     Fault::LoseTail,
     Fault::ShortOfReplicas,
     Fault::StalledReplicas,
@@ -110,7 +114,7 @@ impl OddBatch {
     }
 }
 
-/// One topic.
+/// What a topic is made of.
 #[derive(Debug, Clone)]
 pub(crate) struct TopicPlan {
     pub(crate) partitions: i32,
@@ -137,8 +141,11 @@ pub(crate) struct Plan {
     pub(crate) faults: BTreeMap<Fault, Time>,
     pub(crate) window_bytes: usize,
     pub(crate) max_frame_bytes: usize,
+    /// Largest frame the gateway takes; not above the agent's.
+    pub(crate) gateway_frame_bytes: usize,
     pub(crate) credit_bytes: usize,
-    /// Largest answer to a fetch, in bytes.
+    /// Largest answer to a fetch, in bytes. It comes on top of a partition's share of the window, so that one that stalls
+    /// can hold half of the window and this.
     pub(crate) fetch_bytes: usize,
     /// One way, least and most, in milliseconds.
     pub(crate) link_delay: (usize, usize),
@@ -157,6 +164,8 @@ pub(crate) struct Plan {
     /// with requests unanswered. Where it does not wait, late requests meet resent ones, which is harmless as long as the
     /// broker remembers the producer; so records are young there.
     pub(crate) careful: bool,
+    /// A partition of the cloud whose followers stand still until all others are equal.
+    pub(crate) stalled: Option<Place>,
     /// How long faults are injected.
     pub(crate) trouble: Time,
     pub(crate) bug: Option<Bug>,
@@ -187,14 +196,38 @@ impl Plan {
             plan.careful = false;
             plan.faults.remove(&Fault::ForgetProducers);
             plan.topics.iter_mut().for_each(|topic| topic.age_ms = 0);
+            if dice.chance(500) {
+                plan.faults.insert(Fault::CutBroker, dice.millis(500, 4_000));
+            }
+        }
+        if dice.chance(100) {
+            plan.stalled = Some((0, 0));
+        }
+        if dice.chance(120) {
+            plan.takeovers(dice);
         }
         plan.keep_apart();
         plan
     }
 
+    /// Gateways that stand still while another takes the link, over a cluster that has forgotten the producer: where the
+    /// lease is all there is.
+    fn takeovers(&mut self, dice: &mut Dice) {
+        self.careful = true;
+        self.trouble = Time::from_mins(1);
+        self.faults.retain(|&fault, _| matches!(fault, Fault::PauseMirror | Fault::StalledReplicas | Fault::CutLink));
+        self.faults.insert(Fault::PauseGateway, dice.millis(4_000, 8_000));
+        self.faults.insert(Fault::ForgetProducers, dice.millis(200, 1_000));
+        for topic in &mut self.topics {
+            topic.age_ms = 7 * EXPIRATION_MS;
+            topic.pace = dice.millis(20, 150);
+        }
+    }
+
     /// One topic and nothing that goes wrong.
     pub(crate) fn calm(dice: &mut Dice) -> Self {
         let max_frame_bytes = dice.between(2_000, 16_000);
+        let window_bytes = dice.between(4 * max_frame_bytes, 20 * max_frame_bytes);
         let broker_delay = dice.between(1, 60);
         let produce_timeout = dice.millis(150, 350);
         let depth = u32::try_from(CONNECTION_DEPTH).expect("small");
@@ -202,10 +235,11 @@ impl Plan {
         Self {
             topics: vec![topic(dice, 0)],
             faults: BTreeMap::new(),
-            window_bytes: dice.between(max_frame_bytes, 20 * max_frame_bytes),
+            window_bytes,
             max_frame_bytes,
+            gateway_frame_bytes: if dice.chance(700) { max_frame_bytes } else { dice.between(2_000, max_frame_bytes) },
             credit_bytes: dice.between(2 * max_frame_bytes, 12 * max_frame_bytes),
-            fetch_bytes: dice.between(500, 20_000),
+            fetch_bytes: dice.between(500, window_bytes / 4),
             link_delay: (dice.between(1, 150), dice.between(150, 400)),
             link_bytes_per_second: dice.between(20_000, 2_000_000),
             compress: dice.chance(500),
@@ -215,6 +249,7 @@ impl Plan {
             settle: network + produce_timeout * depth,
             expiration_ms: EXPIRATION_MS,
             careful: true,
+            stalled: None,
             trouble: dice.millis(20_000, 60_000),
             bug: None,
         }

@@ -501,7 +501,10 @@ impl World {
     pub(crate) fn append_at_source(&mut self, place: Place, odd: Option<OddBatch>) {
         let now_ms = self.wall_ms();
         let size = match odd {
-            Some(OddBatch::TooLargeForFrame) => self.plan.max_frame_bytes,
+            // Too large for both ends, or for the gateway only.
+            Some(OddBatch::TooLargeForFrame) => {
+                self.dice.between(self.plan.gateway_frame_bytes, self.plan.max_frame_bytes)
+            }
             _ => self.plan.cloud_batch_bytes(place.0),
         };
         let (Some(source), Some(topic)) = (self.source.get_mut(&place), self.plan.topics.get(place.0)) else {

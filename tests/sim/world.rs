@@ -204,8 +204,9 @@ impl World {
         let hosted = Hosted {
             log: self.new_log(place, begin),
             leader: Some(self.dice.below(crate::cluster::BROKERS)),
+            before: None,
             epoch: 0,
-            stalled: false,
+            stalled: self.plan.stalled == Some(place),
         };
         self.cluster.partitions.insert(place, hosted);
         self.ghost.add(place, begin);
@@ -289,7 +290,12 @@ impl World {
         self.carrier.tidy();
         let Some(healed) = self.healed else { return false };
         match self.unfinished() {
-            None => true,
+            None => {
+                if self.plan.stalled.is_some() {
+                    self.ghost.count("others equal beside a stalled partition");
+                }
+                self.release_stalled()
+            }
             Some(what) => {
                 let confirmed = self.confirmed_in_all();
                 if confirmed != self.last_progress.1 {
