@@ -1,15 +1,16 @@
 //! End to end: the two daemons as processes between real Kafka clusters. Every test ends with both logs compared, raw and
 //! by a consumer, and with the daemons' logs read for warnings that nobody expects.
 
-#![expect(clippy::unwrap_used, reason = "a test has nobody to hand an error to")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test has nobody to hand an error to")]
 
 mod codecs;
 mod course;
 mod foreign;
 mod history;
-mod kills;
 mod link;
 mod memory;
+mod refusals;
 mod replicas;
 mod secure;
 mod topics;
+mod unsupported;

@@ -262,6 +262,11 @@ impl KafkaCluster {
         self.with_node(id, |node| node.stored_log(topic, partition))
     }
 
+    /// Flips a byte of a partition's first segment on the disk of a broker that was stopped, as a failing disk would.
+    pub fn damage_log(&self, id: i32, topic: &str, partition: i32, at: usize) {
+        self.with_node(id, |node| node.damage_log(topic, partition, at));
+    }
+
     fn with_node<T>(&self, id: i32, act: impl FnOnce(&mut Node) -> T) -> T {
         act(self.nodes().iter_mut().find(|node| node.id == id).expect("a cluster's brokers are 1 to 3"))
     }

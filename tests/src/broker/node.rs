@@ -118,13 +118,27 @@ impl Node {
     }
 
     pub(super) fn stored_log(&self, topic: &str, partition: i32) -> Vec<u8> {
+        self.segments(topic, partition).iter().flat_map(|path| fs::read(path).expect("a segment can be read")).collect()
+    }
+
+    pub(super) fn damage_log(&mut self, topic: &str, partition: i32, at: usize) {
+        assert!(!self.running(), "broker {} may still write", self.id);
+        let segments = self.segments(topic, partition);
+        let segment = segments.first().expect("a partition has a segment");
+        let mut bytes = fs::read(segment).expect("a segment can be read");
+        *bytes.get_mut(at).expect("the first segment holds that byte") ^= 1;
+        fs::write(segment, bytes).expect("a segment can be written");
+    }
+
+    /// The partition's segment files, in order.
+    fn segments(&self, topic: &str, partition: i32) -> Vec<PathBuf> {
         let folder = self.folder.join("data").join(format!("{topic}-{partition}"));
         let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
         let mut segments: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         segments.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
         // Their names are their first offsets, with leading zeros.
         segments.sort();
-        segments.iter().flat_map(|path| fs::read(path).expect("a segment can be read")).collect()
+        segments
     }
 
     fn settings(&self) -> PathBuf {
