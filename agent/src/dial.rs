@@ -1,7 +1,7 @@
 //! The way to the gateway: dials, again and again, and runs one session after the other.
 //!
 //! Never gives up: a link that was dark for a month comes back by itself. Must never: touch a frame or a message; that
-//! is the carrier's ([`crate::carrier`]) and the site's business.
+//! is the carrier's (`carrier`) and the site's business.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

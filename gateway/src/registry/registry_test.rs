@@ -1,3 +1,5 @@
+//! What the registry promises: its records, its follower and its terms.
+
 use tombolo_kafka::ClientSettings;
 use tombolo_proto::id::TopicName;
 

@@ -1,3 +1,5 @@
+//! What the settings promise: defaults that are documented, errors that name the key.
+
 use super::*;
 
 const LEAST: &str = r#"
