@@ -8,6 +8,7 @@ mod course;
 mod foreign;
 mod history;
 mod link;
+mod lost_tail;
 mod memory;
 mod refusals;
 mod replicas;
