@@ -13,5 +13,6 @@ mod memory;
 mod refusals;
 mod replicas;
 mod secure;
+mod takeover;
 mod topics;
 mod unsupported;
