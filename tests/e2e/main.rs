@@ -13,6 +13,7 @@ mod memory;
 mod refusals;
 mod replicas;
 mod secure;
+mod stranger;
 mod takeover;
 mod topics;
 mod unsupported;

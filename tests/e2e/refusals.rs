@@ -4,13 +4,9 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
 use tokio::time::timeout;
-use tombolo_proto::wire::{ALPN, CloseCode, EdgeBody, EdgeMessage, Hello, encode};
-use tombolo_service::tls;
+use tombolo_proto::wire::{CloseCode, EdgeBody, EdgeMessage, Hello, encode};
 use tombolo_tests::broker::{shared_pair, unique_name};
 use tombolo_tests::free_port;
 use tombolo_tests::process::{Binary, Daemon};
@@ -21,6 +17,7 @@ use tombolo_tests::wait::until;
 use toml::{Table, Value};
 
 use crate::course::{DEADLINE, Turn, assert_equal, wait_until_active};
+use crate::stranger::{Files, Garbage, Stranger};
 
 const RECORDS: u64 = 200;
 
@@ -44,6 +41,11 @@ impl Working {
 
     fn file(&self, key: &str) -> PathBuf {
         self.agent["link"][key].as_str().unwrap().into()
+    }
+
+    /// What the link's own certificate needs.
+    fn files(&self) -> Files {
+        Files { ca: self.file("ca"), certificate: self.file("certificate"), key: self.file("key") }
     }
 
     /// Settings of another agent at the same gateway, with these files of `[link]` instead of the right ones.
@@ -127,13 +129,6 @@ async fn a_wrong_certificate_or_link_is_refused_with_the_reason_in_both_logs() {
     working.assert_goes_on().await;
 }
 
-/// What a client with the link's own certificate sends, and what it is told when the connection is closed for it.
-enum Garbage {
-    Control(Vec<u8>),
-    FinishedControl,
-    Frame(Vec<u8>),
-}
-
 #[tokio::test]
 async fn bytes_that_are_no_protocol_close_the_connection_with_a_reason() {
     let _turn = Turn::shared().await;
@@ -159,47 +154,13 @@ async fn bytes_that_are_no_protocol_close_the_connection_with_a_reason() {
         (Garbage::Control(hello(99, 100)), CloseCode::Version, "99"),
     ];
     for (garbage, code, reason) in table {
-        let (endpoint, connection) = dial(&working).await;
-        let (mut control, _answers) = connection.open_bi().await.unwrap();
-        match garbage {
-            Garbage::Control(bytes) => control.write_all(&bytes).await.unwrap(),
-            Garbage::FinishedControl => control.finish().unwrap(),
-            Garbage::Frame(bytes) => {
-                // A stream begins for the gateway with its first byte.
-                control.write_all(&[0]).await.unwrap();
-                let mut data = connection.open_uni().await.unwrap();
-                data.write_all(&bytes).await.unwrap();
-            }
-        }
-        let closed = timeout(DEADLINE, connection.closed()).await.unwrap();
-        let ConnectionError::ApplicationClosed(close) = closed else { panic!("{reason}: {closed}") };
-        let told = String::from_utf8_lossy(&close.reason);
-        assert_eq!(CloseCode::from_number(close.error_code.into_inner()), Some(code), "{told}");
+        let stranger = Stranger::dial(working.rig.gateway_address, &working.files()).await;
+        let (closed_with, told) = timeout(DEADLINE, stranger.send(garbage)).await.unwrap();
+        assert_eq!(CloseCode::from_number(closed_with), Some(code), "{told}");
         assert!(!told.is_empty() && told.contains(reason), "no {reason:?} in {told:?}");
         working.gateway_says(&told).await;
-        drop(endpoint);
     }
     working.assert_goes_on().await;
-}
-
-/// Connects with the link's own certificate.
-async fn dial(working: &Working) -> (Endpoint, Connection) {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut crypto = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(tls::roots(&working.file("ca")).unwrap())
-        .with_client_auth_cert(
-            tls::cert_chain(&working.file("certificate")).unwrap(),
-            tls::private_key(&working.file("key")).unwrap(),
-        )
-        .unwrap();
-    crypto.alpn_protocols = vec![ALPN.to_vec()];
-    let config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(crypto).unwrap()));
-    let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let connecting = endpoint.connect_with(config, working.rig.gateway_address, "localhost").unwrap();
-    let connection = timeout(DEADLINE, connecting).await.unwrap().unwrap();
-    (endpoint, connection)
 }
 
 #[tokio::test]
