@@ -7,6 +7,7 @@ mod codecs;
 mod course;
 mod foreign;
 mod history;
+mod kills;
 mod link;
 mod lost_tail;
 mod memory;
