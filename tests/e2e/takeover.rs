@@ -1,7 +1,9 @@
 //! A gateway that was stopped with appends in flight wakes after another one took its link.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tombolo_kafka::admin::describe_producers;
 use tombolo_tests::broker::{ClusterSpec, KafkaCluster, unique_name};
 use tombolo_tests::process::Daemon;
 use tombolo_tests::producer::Workload;
@@ -17,18 +19,31 @@ const WEEK: Duration = Duration::from_hours(7 * 24);
 
 #[tokio::test]
 async fn a_gateway_that_wakes_after_a_takeover_writes_nothing() {
-    take_over(ClusterSpec::single(), Duration::ZERO).await;
+    let _turn = Turn::alone().await;
+    drop(take_over(ClusterSpec::single(), Duration::ZERO).await);
 }
 
 /// The broker forgets a producer by the age of its records: of the link it knows nothing when the first gateway wakes,
 /// and would take any batch of it at the log's end.
 #[tokio::test]
 async fn a_gateway_that_wakes_writes_nothing_where_the_broker_forgot_the_link() {
-    take_over(ClusterSpec::single().set("producer.id.expiration.check.interval.ms", "500"), WEEK).await;
+    let _turn = Turn::alone().await;
+    let spec = ClusterSpec::single().set("producer.id.expiration.check.interval.ms", "500");
+    let (cloud, topic) = take_over(spec, WEEK).await;
+    let client = cloud.raw_client();
+    let connection = client.connect(1).await.unwrap();
+    let topic: Arc<str> = topic.into();
+    let wanted: Vec<_> = (0..PARTITIONS).map(|partition| (Arc::clone(&topic), partition)).collect();
+    until("the broker has forgotten every producer", DEADLINE, async || {
+        let answers = describe_producers(&connection, &wanted).await.unwrap();
+        let known: usize = answers.into_iter().map(|answer| answer.result.unwrap().len()).sum();
+        if known == 0 { Ok(()) } else { Err(known) }
+    })
+    .await;
 }
 
-async fn take_over(cloud: ClusterSpec, age: Duration) {
-    let _turn = Turn::alone().await;
+/// Gives the cloud cluster and the mirror, which is equal to its source.
+async fn take_over(cloud: ClusterSpec, age: Duration) -> (KafkaCluster, String) {
     let (source, cloud) = tokio::join!(KafkaCluster::start(ClusterSpec::single()), KafkaCluster::start(cloud));
     let topic = unique_name("taken");
     source.create_topic(&topic, PARTITIONS, 1, &[]).await;
@@ -68,6 +83,8 @@ async fn take_over(cloud: ClusterSpec, age: Duration) {
     let written = producer.stop().await.acknowledged();
     assert_equal(&source, &cloud, &[&topic], written).await;
     tell("a takeover, and the first gateway back", written, start);
+    drop((rig, second));
+    (cloud, topic)
 }
 
 /// Waits until the cloud has confirmed this many more bytes to the gateway.
