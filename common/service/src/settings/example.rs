@@ -186,7 +186,6 @@ mod tests {
     fn finds_a_default_that_does_not_hold() {
         #[derive(Debug, Deserialize)]
         #[serde(deny_unknown_fields, default)]
-        #[expect(dead_code, reason = "read through Debug")]
         struct Memory {
             window: ByteSize,
             spill: Span,
