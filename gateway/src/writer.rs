@@ -184,19 +184,17 @@ async fn run(lane: Arc<Lane>, context: Context, broker: i32) {
         if broken && !requests.is_empty() {
             continue;
         }
-        while requests.len() < MAX_REQUESTS {
+        while requests.len() < MAX_REQUESTS && !lane.queue().is_empty() {
+            // Jobs stay in the queue meanwhile: a session that ends here counts what the lease kept back.
+            let ready = context.ready(&mut connection, broker).await;
             let jobs = lane.gather(context.settings.request_bytes);
-            if jobs.is_empty() {
-                break;
-            }
-            let sent = match context.ready(&mut connection, broker).await {
-                Ok(connection) => context.send(&connection, jobs),
+            match ready {
+                Ok(connection) => requests.push(context.send(&connection, jobs)),
                 Err(cause) => {
                     context.put_off(&jobs, &cause, &delayed);
                     break;
                 }
-            };
-            requests.push(sent);
+            }
         }
         if !lane.queue().is_empty() && requests.is_empty() {
             lane.ready.notify_one();
