@@ -49,8 +49,10 @@ async fn take_over(cloud: ClusterSpec, age: Duration) -> (KafkaCluster, String) 
     source.create_topic(&topic, PARTITIONS, 1, &[]).await;
     let spec = RigSpec::new(&[&topic])
         .gateway("produce.connections_per_broker", 1)
-        .agent("link.idle_timeout", "4 s")
-        .agent("link.keep_alive", "1 s");
+        // Longer than the first gateway sleeps: it wakes in the middle of its session.
+        .gateway("produce.timeout", "3 min")
+        .gateway("quic.idle_timeout", "3 min")
+        .agent("link.idle_timeout", "3 min");
     let mut rig = Rig::start(&source, &cloud, spec).await;
     // Its look at the registry ends with its own sleep.
     rig.gateway.allow("registry cannot be read");
@@ -70,6 +72,7 @@ async fn take_over(cloud: ClusterSpec, age: Duration) -> (KafkaCluster, String) 
     cloud.continue_broker(1);
     let (second, address) = rig.another_gateway().await;
     rig.link.redirect(address).await;
+    rig.agent.restart();
     wait_until_confirmed(&second, 100_000.0).await;
 
     rig.gateway.resume();
