@@ -203,8 +203,10 @@ impl Plan {
         if dice.chance(100) {
             plan.stalled = Some((0, 0));
         }
-        if dice.chance(120) {
-            plan.takeovers(dice);
+        match dice.below(10) {
+            0 => plan.takeovers(dice),
+            1 => plan.rewrites(dice),
+            _ => {}
         }
         plan.keep_apart();
         plan
@@ -221,6 +223,26 @@ impl Plan {
         for topic in &mut self.topics {
             topic.age_ms = 7 * EXPIRATION_MS;
             topic.pace = dice.millis(20, 150);
+        }
+    }
+
+    /// Sources that lose their tail and write another while the mirror is paused or the agent is down: where the tail
+    /// comparison is all there is.
+    fn rewrites(&mut self, dice: &mut Dice) {
+        let kept = [
+            Fault::PauseMirror,
+            Fault::KillAgent,
+            Fault::CutLink,
+            Fault::DarkLink,
+            Fault::SourceLeader,
+            Fault::CutBroker,
+        ];
+        self.faults.retain(|fault, _| kept.contains(fault));
+        self.faults.insert(Fault::TruncateSource, dice.millis(500, 3_000));
+        let down = if dice.chance(500) { Fault::PauseMirror } else { Fault::KillAgent };
+        self.faults.insert(down, dice.millis(500, 3_000));
+        for topic in &mut self.topics {
+            topic.victim = true;
         }
     }
 
