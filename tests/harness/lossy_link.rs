@@ -99,9 +99,11 @@ async fn loss_duplicates_and_new_settings_show_at_the_far_end() {
     ends.link.set(Profile { up: bad, ..Profile::CLEAN });
     let (mut seen, mut packets) = (HashSet::new(), 0_u64);
     let mut buffer = [0; 16];
-    for number in 0..1_000_u32 {
+    for number in 1..=1_000_u32 {
         ends.client.send(&number.to_be_bytes()).await.unwrap();
-        while let Ok(received) = timeout(Duration::from_millis(2), ends.gateway.recv(&mut buffer)).await {
+        // What a busy machine delivers late is waited for at the end.
+        let patience = Duration::from_millis(if number == 1_000 { 500 } else { 2 });
+        while let Ok(received) = timeout(patience, ends.gateway.recv(&mut buffer)).await {
             assert_eq!(received.unwrap(), 4);
             packets += 1;
             seen.insert(buffer[..4].to_vec());
