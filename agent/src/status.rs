@@ -115,6 +115,7 @@ struct Partition {
     window_bytes: usize,
     placed: bool,
     unverified: bool,
+    rewinds: u64,
 }
 
 /// The `/status` document.
@@ -176,6 +177,7 @@ fn partition(status: &EdgePartitionStatus) -> Partition {
         window_bytes: status.window_bytes,
         placed: status.placed,
         unverified: status.unverified,
+        rewinds: status.rewinds,
     }
 }
 
@@ -222,6 +224,7 @@ mod tests {
                     window_bytes: 900,
                     placed: true,
                     unverified: false,
+                    rewinds: 0,
                 }],
             }],
             ..EdgeStatus::default()

@@ -118,6 +118,13 @@ pub enum CloudInput {
         /// What became of it.
         outcome: Outcome,
     },
+    /// The partition has another leader than the one that told its log end, and nothing is in flight to either.
+    LeaderMoved {
+        /// The mirror.
+        mirror: MirrorId,
+        /// The partition.
+        partition: Partition,
+    },
     /// The operator's mirrors, changed or not.
     Mirrors(Vec<MirrorSettings>),
     /// A newer term is in the registry.
@@ -306,6 +313,7 @@ impl CloudLink {
                 | CloudInput::TopicFailed { .. }
                 | CloudInput::Recovered { .. }
                 | CloudInput::Produced { .. }
+                | CloudInput::LeaderMoved { .. }
                 | CloudInput::Timeout,
             ) => state,
         };

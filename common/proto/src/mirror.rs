@@ -233,6 +233,14 @@ impl Mirror {
         }
     }
 
+    /// The partition has another leader, which may have less than we know: reads where it stands, unless answers that will
+    /// tell are still to come.
+    pub fn look_again(&mut self) {
+        if self.state == State::Live && self.in_flight.is_empty() {
+            self.ask();
+        }
+    }
+
     /// Stops and forgets what is held; answers still to come are ignored. The next [`Mirror::recover`] starts a new run.
     pub fn stop(&mut self) {
         self.halt(State::Idle);

@@ -32,6 +32,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const LAST_BACKOFF: Duration = Duration::from_secs(10);
 /// An append unanswered for so long makes the session look whether its leader still leads.
 const SUSPICION: Duration = Duration::from_secs(3);
+/// How often the leaders of all partitions are looked up: a new one may have lost what an idle mirror had confirmed.
+const LEADERS_EVERY: Duration = Duration::from_secs(10);
 
 type Key = (MirrorId, Partition);
 
@@ -48,6 +50,8 @@ pub(super) struct Duties {
     preparing: HashMap<MirrorId, AbortHandle>,
     partitions: HashMap<Key, Outstanding>,
     looking: bool,
+    /// When the leaders of all partitions were asked for.
+    looked: Instant,
     /// Dropped last: nothing of the session is left then.
     presence: Arc<Presence>,
 }
@@ -94,6 +98,7 @@ impl Duties {
             preparing: HashMap::new(),
             partitions: HashMap::new(),
             looking: false,
+            looked: Instant::now(),
             presence: Arc::new(presence),
         }
     }
@@ -241,10 +246,12 @@ impl Duties {
         CloudInput::Recovered { mirror, partition, attempt, result }
     }
 
-    /// Looks up leaders if an append stays unanswered: a leader that hangs does not say that it was replaced.
+    /// Looks up leaders from time to time, and at once where an append stays unanswered: a leader that hangs does not say
+    /// that it was replaced.
     pub(super) fn watch_leaders(&mut self) {
         let Some(writing) = &self.writing else { return };
-        let suspicious = |place: &&Outstanding| place.tickets.values().any(|since| since.elapsed() > SUSPICION);
+        let all = self.looked.elapsed() > LEADERS_EVERY;
+        let suspicious = |place: &&Outstanding| all || place.tickets.values().any(|since| since.elapsed() > SUSPICION);
         let mut topics: Vec<String> =
             self.partitions.values().filter(suspicious).map(|place| place.topic.to_string()).collect();
         if topics.is_empty() || self.looking {
@@ -253,11 +260,14 @@ impl Duties {
         topics.sort();
         topics.dedup();
         self.looking = true;
+        if all {
+            self.looked = Instant::now();
+        }
         let cluster = writing.cluster.clone();
         self.spawn("leaders", async move { Event::Leaders(cluster.metadata(Some(&topics)).await.ok()) });
     }
 
-    /// Puts in doubt what was sent to leaders that lead no more.
+    /// Puts in doubt what was sent to leaders that lead no more, and what they held where nothing was.
     fn give_up_moved(&mut self, metadata: &ClusterMetadata) -> Vec<CloudInput> {
         let mut leaders = HashMap::new();
         for topic in &metadata.topics {
@@ -272,6 +282,9 @@ impl Duties {
             let Some(&(broker, epoch)) = leaders.get(&(place.topic.as_str(), partition)) else { continue };
             if broker == place.leader.broker && epoch <= place.leader.epoch {
                 continue;
+            }
+            if place.tickets.is_empty() {
+                inputs.push(CloudInput::LeaderMoved { mirror, partition });
             }
             for (ticket, _) in std::mem::take(&mut place.tickets) {
                 let reason = format!("broker {broker} leads the partition, no longer broker {}", place.leader.broker);

@@ -101,7 +101,7 @@ fn close_code(outputs: &[CloudOutput]) -> Option<CloseCode> {
 
 #[test]
 fn every_state_meets_every_input() {
-    let inputs: [(&str, CloudInput); 15] = [
+    let inputs: [(&str, CloudInput); 16] = [
         ("hello", hello()),
         ("source", source(0, 1)),
         ("close", message(EdgeBody::Close(Close { code: 0, reason: "bye".to_owned() }))),
@@ -116,6 +116,7 @@ fn every_state_meets_every_input() {
             CloudInput::Recovered { mirror: MirrorId(0), partition: 0, attempt: 9, result: Err("x".to_owned()) },
         ),
         ("produced", CloudInput::Produced { mirror: MirrorId(0), partition: 0, ticket: 9, outcome: Outcome::Sequence }),
+        ("leader moved", CloudInput::LeaderMoved { mirror: MirrorId(0), partition: 0 }),
         ("superseded", CloudInput::Superseded { newer: Term(9) }),
         ("breach", CloudInput::Breach { reason: "x".to_owned() }),
         ("shutdown", CloudInput::Shutdown),
@@ -134,7 +135,7 @@ fn every_state_meets_every_input() {
     };
     let p = Some(Protocol);
     // Columns: await hello, claiming, open. A closed session answers nothing.
-    let expected: [[Option<CloseCode>; 3]; 15] = [
+    let expected: [[Option<CloseCode>; 3]; 16] = [
         [None, p, p],
         [p, p, None],
         [Some(Shutdown); 3],
@@ -142,6 +143,7 @@ fn every_state_meets_every_input() {
         [p, p, None],
         [None, None, None],
         [None, Some(Unavailable), None],
+        [None; 3],
         [None; 3],
         [None; 3],
         [None; 3],

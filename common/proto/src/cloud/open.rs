@@ -140,6 +140,9 @@ impl Open {
             CloudInput::Produced { mirror, partition, ticket, outcome } => {
                 self.with_partition((mirror, partition), now, out, |open| open.mirror.produced(ticket, outcome));
             }
+            CloudInput::LeaderMoved { mirror, partition } => {
+                self.with_partition((mirror, partition), now, out, |open| open.mirror.look_again());
+            }
             CloudInput::Mirrors(mirrors) => self.apply_settings(mirrors, out),
             CloudInput::Timeout => self.timeout(now, out),
             CloudInput::Claimed { .. }

@@ -473,6 +473,7 @@ fn mirror_status((topic, mirror): (&TopicName, &EdgeMirror)) -> EdgeMirrorStatus
         window_bytes: partition.window_bytes(),
         placed: placed(partition),
         unverified: partition.unverified,
+        rewinds: partition.rewinds,
     };
     EdgeMirrorStatus { topic: topic.clone(), state, partitions: mirror.partitions.iter().map(partition).collect() }
 }

@@ -63,6 +63,8 @@ pub(super) struct EdgePartition {
     pub(super) told_high_watermark: Option<Offset>,
     pub(super) queued: bool,
     pub(super) unverified: bool,
+    /// Times the cloud came back without what it had confirmed, over all sessions.
+    pub(super) rewinds: u64,
     progress: Option<EdgeProgress>,
     window: VecDeque<Held>,
     window_bytes: usize,
@@ -83,6 +85,7 @@ impl EdgePartition {
             told_high_watermark: None,
             queued: false,
             unverified: false,
+            rewinds: 0,
             progress: None,
             window: VecDeque::new(),
             window_bytes: 0,

@@ -62,6 +62,8 @@ pub struct EdgePartitionStatus {
     pub placed: bool,
     /// Nothing was left to compare the mirror's tail with.
     pub unverified: bool,
+    /// Times the cloud came back without what it had confirmed.
+    pub rewinds: u64,
 }
 
 impl EdgePartitionStatus {

@@ -161,6 +161,25 @@ fn a_lost_tail_rewinds_with_a_new_run() {
 }
 
 #[test]
+fn a_new_leader_that_has_less_is_noticed_while_nothing_is_sent() {
+    let mut mirror = live(10);
+    mirror.look_again();
+    assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt: 2 }]);
+    mirror.look_again();
+    assert_eq!(outputs(&mut mirror), [], "it is being read");
+    mirror.recovered(2, &Recovery { log_end: 10, last_sequence: Some(9), tail: vec![ours(9, 1)] });
+    assert_eq!(outputs(&mut mirror), [], "nothing is missing");
+    mirror.look_again();
+    outputs(&mut mirror);
+    mirror.recovered(3, &Recovery { log_end: 7, last_sequence: Some(6), tail: vec![ours(6, 1)] });
+    assert!(matches!(&outputs(&mut mirror)[..], [MirrorOutput::Position { run: 2, next_offset: 7, rewind: true, .. }]));
+    mirror.receive(batch(7, 1));
+    assert_eq!(tickets(&outputs(&mut mirror)).len(), 1);
+    mirror.look_again();
+    assert_eq!(outputs(&mut mirror), [], "the answer will tell");
+}
+
+#[test]
 fn an_unexpected_base_offset_fails_with_the_extent() {
     let mut mirror = live(0);
     mirror.receive(batch(0, 1));

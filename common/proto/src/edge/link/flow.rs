@@ -88,7 +88,10 @@ impl EdgeLink {
         if let Session::Open(open) = &mut self.session {
             open.credit.change(in_flight, 0);
         }
-        if rewind {
+        // A cloud that lost its tail between two sessions cannot know what it had confirmed: we do.
+        let lost = rewind || partition.progress().is_some_and(|progress| next_offset < progress.confirmed);
+        partition.rewinds += u64::from(lost);
+        if lost {
             let event = EdgeEvent::Rewound { topic: topic.clone(), partition: number, next_offset };
             self.outputs.push_back(EdgeOutput::Event(event));
         }

@@ -117,6 +117,10 @@ fn reconnect(link: &mut EdgeLink) {
     assert!(matches!(outputs[..], [EdgeOutput::Send(_), EdgeOutput::Discover { .. }]), "{outputs:?}");
 }
 
+fn rewinds(link: &EdgeLink) -> u64 {
+    link.status().mirrors.iter().flat_map(|mirror| &mirror.partitions).map(|partition| partition.rewinds).sum()
+}
+
 fn close_code(outputs: &[EdgeOutput]) -> Option<CloseCode> {
     outputs.iter().find_map(|output| if let EdgeOutput::Close { code, .. } = output { Some(*code) } else { None })
 }
@@ -220,9 +224,12 @@ fn refetches_where_the_window_does_not_hold_it() {
     frames(&mut link);
     feed(&mut link, confirm(1, 6));
     let outputs = feed(&mut link, position(2, 2, vec![tail(&batch(0))]));
-    let [EdgeOutput::CompareTail { ticket, .. }] = outputs[..] else {
-        panic!("memory agrees, but the source may have lost what it knows: {outputs:?}")
+    let [EdgeOutput::Event(EdgeEvent::Rewound { next_offset: 2, .. }), EdgeOutput::CompareTail { ticket, .. }] =
+        outputs[..]
+    else {
+        panic!("the cloud lost what it confirmed; memory agrees, but the source may have lost it too: {outputs:?}")
     };
+    assert_eq!(rewinds(&link), 1);
     let verdict = Verdict::Agrees;
     let outputs = feed(&mut link, EdgeInput::TailCompared { topic: topic(), partition: 0, ticket, verdict });
     let (anew, offset) = fetch_of(&outputs).expect("fetches");
@@ -231,6 +238,21 @@ fn refetches_where_the_window_does_not_hold_it() {
     assert_eq!(frames(&mut link), [], "an answer to the old fetch is stale");
     feed(&mut link, fetched(anew, [2]));
     assert_eq!(frames(&mut link), [(2, 2, 4)]);
+}
+
+#[test]
+fn what_the_cloud_lost_between_two_sessions_is_a_rewind() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2, 4]));
+    frames(&mut link);
+    feed(&mut link, confirm(1, 4));
+    reconnect(&mut link);
+    feed(&mut link, position(1, 4, vec![tail(&batch(2))]));
+    assert_eq!(rewinds(&link), 0);
+    reconnect(&mut link);
+    let outputs = feed(&mut link, position(1, 2, vec![tail(&batch(0))]));
+    assert!(matches!(outputs[..], [EdgeOutput::Event(EdgeEvent::Rewound { next_offset: 2, .. }), ..]), "{outputs:?}");
+    assert_eq!(rewinds(&link), 1);
 }
 
 #[test]
