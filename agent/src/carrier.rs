@@ -10,9 +10,8 @@ use bytes::Bytes;
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tombolo_proto::batch::Codec;
+use tombolo_proto::edge::Outgoing;
 use tombolo_proto::failure::cut;
-use tombolo_proto::frame::{Entry, Frame};
 use tombolo_proto::wire::{Close, CloseCode, CloudBody, CloudMessage, ControlDecoder, EdgeMessage, encode};
 
 use crate::dial::LinkError;
@@ -52,7 +51,7 @@ pub(crate) struct LinkSender {
     /// Messages in order; the close is the last.
     pub(crate) control: mpsc::Sender<Control>,
     /// One frame for each [`LinkEvent::WriterFree`].
-    pub(crate) frames: mpsc::Sender<Frame>,
+    pub(crate) frames: mpsc::Sender<Outgoing>,
 }
 
 #[derive(Debug)]
@@ -246,7 +245,7 @@ async fn write_control(connection: &Connection, mut stream: SendStream, mut mess
 
 async fn write_frames(
     mut stream: SendStream,
-    mut frames: mpsc::Receiver<Frame>,
+    mut frames: mpsc::Receiver<Outgoing>,
     events: &mpsc::Sender<LinkEvent>,
 ) -> End {
     loop {
@@ -258,18 +257,12 @@ async fn write_frames(
             return std::future::pending().await;
         };
         let raw_bytes = frame.bytes();
-        let mut pieces: Vec<Bytes> = frame.encode(is_compressible(&frame));
-        drop(frame);
+        let mut pieces: Vec<Bytes> = frame.encode();
         if let Err(error) = stream.write_all_chunks(&mut pieces).await {
             return error.into();
         }
         metrics::counter!("tombolo_sent_bytes_total").increment(raw_bytes as u64);
     }
-}
-
-/// Whether compression may gain something: a batch that its producer compressed does not shrink again.
-fn is_compressible(frame: &Frame) -> bool {
-    frame.entries.iter().any(|entry| matches!(entry, Entry::Batch(batch) if batch.codec() == Codec::None))
 }
 
 async fn tell_stats(connection: &Connection, events: &mpsc::Sender<LinkEvent>) -> Infallible {
@@ -284,26 +277,5 @@ async fn tell_stats(connection: &Connection, events: &mpsc::Sender<LinkEvent>) -
         };
         // Once the owner is gone the streams end the session.
         drop(events.send(LinkEvent::Stats(stats)).await);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tombolo_proto::id::MirrorId;
-    use tombolo_proto::testing::BatchBuilder;
-
-    use super::*;
-
-    #[test]
-    fn only_frames_with_an_uncompressed_batch_are_compressed() {
-        let frame = |codecs: &[u16]| {
-            let entries = codecs.iter().enumerate().map(|(at, codec)| {
-                Entry::Batch(BatchBuilder::new(i64::try_from(at).unwrap()).attributes(*codec).build())
-            });
-            Frame { mirror: MirrorId(0), run: 1, partition: 0, entries: entries.collect() }
-        };
-        assert!(is_compressible(&frame(&[0])));
-        assert!(is_compressible(&frame(&[4, 0, 2])));
-        assert!(!is_compressible(&frame(&[1, 2, 3, 4])));
     }
 }

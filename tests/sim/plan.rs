@@ -150,7 +150,6 @@ pub(crate) struct Plan {
     /// One way, least and most, in milliseconds.
     pub(crate) link_delay: (usize, usize),
     pub(crate) link_bytes_per_second: usize,
-    pub(crate) compress: bool,
     /// Most milliseconds from a gateway to a broker.
     pub(crate) broker_delay: usize,
     /// `timeout_ms` of a Produce.
@@ -264,7 +263,6 @@ impl Plan {
             fetch_bytes: dice.between(500, window_bytes / 4),
             link_delay: (dice.between(1, 150), dice.between(150, 400)),
             link_bytes_per_second: dice.between(20_000, 2_000_000),
-            compress: dice.chance(500),
             broker_delay,
             produce_timeout,
             lease: dice.millis(1_000, 3_000),

@@ -339,7 +339,7 @@ impl World {
                 format!("frame: mirror {} partition {} {first}..{next}", frame.mirror, frame.partition)
             });
             let mut bytes = BytesMut::new();
-            for piece in frame.encode(self.plan.compress) {
+            for piece in frame.encode() {
                 bytes.extend_from_slice(&piece);
             }
             self.send(connection, Flow::AgentData, bytes.freeze());

@@ -14,13 +14,17 @@
 //! fetchers had under way; let go of a record the cloud has not confirmed, unless the source still has it.
 
 mod check;
+mod checkpoint;
 mod link;
+mod outgoing;
 mod partition;
 mod pool;
 mod status;
 
 pub use check::check_batch;
+pub use checkpoint::{Checkpoint, CheckpointMirror, CheckpointPartition};
 pub use link::EdgeLink;
+pub use outgoing::{Outgoing, OutgoingBody};
 pub use status::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus, EdgeStatus};
 
 use crate::batch::Batch;

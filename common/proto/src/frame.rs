@@ -13,9 +13,10 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::batch::{Batch, BatchError};
+use crate::batch::{Batch, BatchError, Codec};
 use crate::id::{MirrorId, Offset, Partition};
-use crate::limits::MAX_FRAME_ENTRIES;
+use crate::limits::{MAX_FRAME_ENTRIES, MAX_TAIL};
+use crate::wire::TailBatch;
 
 /// Size of a frame's header in bytes.
 pub const HEADER_BYTES: usize = 48;
@@ -136,6 +137,118 @@ impl Entry {
     }
 }
 
+/// Entries of one partition, encoded: what the journal keeps and the link carries. Made once; the header that a session
+/// needs is written anew for each sending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    /// First offset.
+    pub first_offset: Offset,
+    /// Offset after the last.
+    pub next_offset: Offset,
+    /// Number of entries, at least 1.
+    pub entries: u32,
+    /// Bytes of the body once decompressed: what credit is counted in.
+    pub raw_bytes: usize,
+    /// Whether the body is a zstd frame.
+    pub compressed: bool,
+    /// The body, in pieces to be joined.
+    pub body: Vec<Bytes>,
+    /// The last batches in it, at most [`MAX_TAIL`], joined up to `next_offset`: evidence for a later resume.
+    pub tail: Vec<TailBatch>,
+    /// Leader epoch that the source's broker wrote into the last batch; -1 where there is none.
+    pub last_epoch: i32,
+}
+
+impl Packed {
+    /// Encodes entries, which must be joined and at least one. Compresses where some batch is not, and that saves at
+    /// least 5 %.
+    pub fn new(entries: &[Entry]) -> Self {
+        let raw_bytes = entries.iter().map(Entry::bytes).sum();
+        // A batch that its producer compressed does not shrink again.
+        let plain = |entry: &Entry| matches!(entry, Entry::Batch(batch) if batch.codec() == Codec::None);
+        let pieces = pieces(entries);
+        let packed =
+            if raw_bytes >= COMPRESS_FROM && entries.iter().any(plain) { compressed(&pieces, raw_bytes) } else { None };
+        Self {
+            first_offset: entries.first().map_or(0, Entry::offset),
+            next_offset: entries.last().map_or(0, Entry::next_offset),
+            entries: u32::try_from(entries.len()).expect("entries are bounded"),
+            raw_bytes,
+            compressed: packed.is_some(),
+            body: packed.map_or(pieces, |packed| vec![packed]),
+            tail: tail(entries),
+            last_epoch: entries.iter().rev().find_map(epoch).unwrap_or(-1),
+        }
+    }
+
+    /// Bytes of the body as it is kept and sent.
+    pub fn body_bytes(&self) -> usize {
+        self.body.iter().map(Bytes::len).sum()
+    }
+
+    /// The entries. Checked like a frame from the link: the body may come from a disk.
+    pub fn unpack(&self, limits: FrameLimits) -> Result<Vec<Entry>, FrameError> {
+        let frame = EncodedFrame { mirror: MirrorId(0), run: 0, partition: 0, packed: self.clone() };
+        let pieces = frame.encode();
+        let (header, body) = pieces.split_first().expect("a frame has a header");
+        let header = header.first_chunk().expect("the header is whole");
+        let body = body.concat().into();
+        Ok(FrameHeader::decode(header, limits)?.decode_body(body)?.entries)
+    }
+}
+
+fn epoch(entry: &Entry) -> Option<i32> {
+    if let Entry::Batch(batch) = entry { Some(batch.leader_epoch()) } else { None }
+}
+
+fn tail(entries: &[Entry]) -> Vec<TailBatch> {
+    let mut tail: Vec<TailBatch> = entries
+        .iter()
+        .rev()
+        .map_while(|entry| if let Entry::Batch(batch) = entry { Some(TailBatch::of(batch)) } else { None })
+        .take(MAX_TAIL)
+        .collect();
+    tail.reverse();
+    tail
+}
+
+/// What the agent sends: encoded entries and where they belong in the session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedFrame {
+    /// Mirror of this session.
+    pub mirror: MirrorId,
+    /// Run the frame belongs to.
+    pub run: u32,
+    /// Partition.
+    pub partition: Partition,
+    /// The entries.
+    pub packed: Packed,
+}
+
+impl EncodedFrame {
+    /// The frame's bytes, in pieces to be sent one after another.
+    pub fn encode(&self) -> Vec<Bytes> {
+        let packed = &self.packed;
+        let mut header = BytesMut::with_capacity(HEADER_BYTES);
+        header.put_u16(MAGIC);
+        header.put_u8(VERSION);
+        header.put_u8(if packed.compressed { FLAG_ZSTD } else { 0 });
+        header.put_u32(self.mirror.0);
+        header.put_u32(self.run);
+        header.put_i32(self.partition);
+        header.put_i64(packed.first_offset);
+        header.put_i64(packed.next_offset);
+        header.put_u32(packed.entries);
+        header.put_u32(u32::try_from(packed.raw_bytes).expect("frames are bounded"));
+        header.put_u32(u32::try_from(packed.body_bytes()).expect("frames are bounded"));
+        let crc = packed.body.iter().fold(crc32c::crc32c(&header), |crc, piece| crc32c::crc32c_append(crc, piece));
+        header.put_u32(crc);
+        let mut pieces = vec![header.freeze()];
+        pieces.extend(packed.body.iter().cloned());
+        pieces
+    }
+}
+
 /// Batches and gaps of one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
@@ -150,77 +263,41 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// First offset.
-    pub fn first_offset(&self) -> Offset {
-        self.entries.first().map_or(0, Entry::offset)
-    }
-
-    /// Offset after the last.
-    pub fn next_offset(&self) -> Offset {
-        self.entries.last().map_or(0, Entry::next_offset)
-    }
-
     /// Bytes of the raw body: what credit is counted in.
     pub fn bytes(&self) -> usize {
         self.entries.iter().map(Entry::bytes).sum()
     }
 
-    /// The frame's bytes, in pieces to be sent one after another. `compress` tries zstd over the body.
-    pub fn encode(&self, compress: bool) -> Vec<Bytes> {
-        let raw_bytes = self.bytes();
-        let packed = if compress && raw_bytes >= COMPRESS_FROM { self.compressed(raw_bytes) } else { None };
-        let (flags, body) = match packed {
-            Some(packed) => (FLAG_ZSTD, vec![packed]),
-            None => (0, self.pieces()),
-        };
-        let body_bytes: usize = body.iter().map(Bytes::len).sum();
-        let mut header = BytesMut::with_capacity(HEADER_BYTES);
-        header.put_u16(MAGIC);
-        header.put_u8(VERSION);
-        header.put_u8(flags);
-        header.put_u32(self.mirror.0);
-        header.put_u32(self.run);
-        header.put_i32(self.partition);
-        header.put_i64(self.first_offset());
-        header.put_i64(self.next_offset());
-        header.put_u32(u32::try_from(self.entries.len()).expect("entries are bounded"));
-        header.put_u32(u32::try_from(raw_bytes).expect("frames are bounded"));
-        header.put_u32(u32::try_from(body_bytes).expect("frames are bounded"));
-        let crc = body.iter().fold(crc32c::crc32c(&header), |crc, piece| crc32c::crc32c_append(crc, piece));
-        header.put_u32(crc);
-        let mut pieces = vec![header.freeze()];
-        pieces.extend(body);
-        pieces
+    /// Encodes the entries.
+    pub fn pack(&self) -> EncodedFrame {
+        let Self { mirror, run, partition, ref entries } = *self;
+        EncodedFrame { mirror, run, partition, packed: Packed::new(entries) }
     }
+}
 
-    fn pieces(&self) -> Vec<Bytes> {
-        let mut pieces = Vec::with_capacity(self.entries.len() * 2);
-        for entry in &self.entries {
-            match entry {
-                Entry::Batch(batch) => {
-                    pieces.push(Bytes::from_static(&[ENTRY_BATCH]));
-                    pieces.push(batch.bytes().clone());
-                }
-                Entry::Gap { count, .. } => {
-                    let mut gap = BytesMut::with_capacity(GAP_BYTES);
-                    gap.put_u8(ENTRY_GAP);
-                    gap.put_i64(*count);
-                    pieces.push(gap.freeze());
-                }
+fn pieces(entries: &[Entry]) -> Vec<Bytes> {
+    let mut pieces = Vec::with_capacity(entries.len() * 2);
+    for entry in entries {
+        match entry {
+            Entry::Batch(batch) => {
+                pieces.push(Bytes::from_static(&[ENTRY_BATCH]));
+                pieces.push(batch.bytes().clone());
+            }
+            Entry::Gap { count, .. } => {
+                let mut gap = BytesMut::with_capacity(GAP_BYTES);
+                gap.put_u8(ENTRY_GAP);
+                gap.put_i64(*count);
+                pieces.push(gap.freeze());
             }
         }
-        pieces
     }
+    pieces
+}
 
-    /// The compressed body, unless that saves less than 5 %.
-    fn compressed(&self, raw_bytes: usize) -> Option<Bytes> {
-        let mut raw = BytesMut::with_capacity(raw_bytes);
-        for piece in self.pieces() {
-            raw.extend_from_slice(&piece);
-        }
-        let packed = zstd::bulk::compress(&raw, ZSTD_LEVEL).ok()?;
-        (packed.len() <= raw_bytes - raw_bytes / 20).then(|| packed.into())
-    }
+/// The compressed body, unless that saves less than 5 %.
+fn compressed(pieces: &[Bytes], raw_bytes: usize) -> Option<Bytes> {
+    let packed = zstd::bulk::compress(&pieces.concat(), ZSTD_LEVEL).ok()?;
+    (packed.len() <= raw_bytes - raw_bytes / 20).then(|| packed.into())
 }
 
 /// What a receiver takes.

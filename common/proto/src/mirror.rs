@@ -402,7 +402,7 @@ impl Mirror {
         self.placed = true;
         self.run += 1;
         self.forget(recovery.log_end);
-        let tail = recovery.tail.iter().rev().take(MAX_TAIL).rev().map(tail_batch).collect();
+        let tail = recovery.tail.iter().rev().take(MAX_TAIL).rev().map(TailBatch::of).collect();
         self.outputs.push_back(MirrorOutput::Position { run: self.run, next_offset: recovery.log_end, tail, rewind });
     }
 
@@ -505,10 +505,6 @@ fn next_sequence(recovery: &Recovery) -> i32 {
 pub fn advance(sequence: i32, count: i32) -> i32 {
     let sum = i64::from(sequence) + i64::from(count);
     i32::try_from(sum & i64::from(i32::MAX)).unwrap_or(0)
-}
-
-fn tail_batch(batch: &Batch) -> TailBatch {
-    TailBatch { base_offset: batch.base_offset(), last_offset: batch.last_offset(), crc: batch.canonical_crc() }
 }
 
 #[cfg(test)]

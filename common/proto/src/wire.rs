@@ -8,6 +8,7 @@ mod codec;
 
 pub use codec::{ControlDecoder, WireError, encode};
 
+use crate::batch::Batch;
 use crate::failure::{Failure, FailureCode, cut};
 use crate::id::{MirrorId, Offset, Partition};
 
@@ -178,6 +179,13 @@ pub struct TailBatch {
     /// Canonical CRC.
     #[prost(fixed32, tag = "3")]
     pub crc: u32,
+}
+
+impl TailBatch {
+    /// What is told of a batch.
+    pub fn of(batch: &Batch) -> Self {
+        Self { base_offset: batch.base_offset(), last_offset: batch.last_offset(), crc: batch.canonical_crc() }
+    }
 }
 
 /// Where a partition goes on. Starts a run: frames of older runs are dropped.

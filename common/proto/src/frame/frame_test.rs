@@ -18,6 +18,12 @@ fn frame() -> Frame {
     }
 }
 
+/// Too small to be compressed.
+fn plain() -> Frame {
+    let first = Entry::Batch(BatchBuilder::new(100).records(3).build());
+    Frame { entries: std::iter::once(first).chain(frame().entries.into_iter().skip(1)).collect(), ..frame() }
+}
+
 fn join(pieces: &[Bytes]) -> Vec<u8> {
     pieces.concat()
 }
@@ -34,17 +40,43 @@ fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
 
 #[test]
 fn comes_back_as_it_went() {
-    for compress in [false, true] {
-        let encoded = join(&frame().encode(compress));
-        assert_eq!(decode(&encoded).expect("valid"), frame());
+    for (frame, compressed) in [(plain(), false), (frame(), true)] {
+        let packed = frame.pack().packed;
+        assert_eq!(packed.compressed, compressed);
+        assert_eq!(packed.body_bytes() < packed.raw_bytes, compressed);
+        assert_eq!(decode(&join(&frame.pack().encode())).expect("valid"), frame);
+        assert_eq!(packed.unpack(LIMITS).expect("valid"), frame.entries);
     }
-    assert!(join(&frame().encode(true)).len() < join(&frame().encode(false)).len());
+}
+
+#[test]
+fn evidence_ends_at_the_frames_end_and_begins_after_the_last_gap() {
+    let packed = frame().pack().packed;
+    let [Entry::Batch(_), Entry::Gap { .. }, Entry::Batch(last)] = &frame().entries[..] else { panic!("as built") };
+    assert_eq!((packed.tail, packed.last_epoch), (vec![TailBatch::of(last)], last.leader_epoch()));
+    let many: Vec<Entry> = (0..40).map(|at| Entry::Batch(BatchBuilder::new(at).build())).collect();
+    let packed = Packed::new(&many);
+    assert_eq!((packed.tail.len(), packed.tail[0].base_offset), (MAX_TAIL, 40 - 16));
+}
+
+#[test]
+fn only_frames_with_an_uncompressed_batch_are_compressed() {
+    let is_compressed = |codecs: &[u16]| {
+        let entries = codecs
+            .iter()
+            .zip(0..)
+            .map(|(codec, at)| Entry::Batch(BatchBuilder::new(at).payload(700).attributes(*codec).build()));
+        Packed::new(&entries.collect::<Vec<_>>()).compressed
+    };
+    assert!(is_compressed(&[0]));
+    assert!(is_compressed(&[4, 0, 2]));
+    assert!(!is_compressed(&[1, 2, 3, 4]));
 }
 
 #[test]
 fn golden_bytes_of_version_1() {
     let gap = Frame { mirror: MirrorId(1), run: 2, partition: 3, entries: vec![Entry::Gap { offset: 4, count: 5 }] };
-    let hex = hex(&join(&gap.encode(false)));
+    let hex = hex(&join(&gap.pack().encode()));
     assert_eq!(
         hex,
         "746201000000000100000002000000030000000000000004000000000000000900000001000000090000000981e209a801\
@@ -54,7 +86,7 @@ fn golden_bytes_of_version_1() {
 
 #[test]
 fn every_damaged_byte_is_noticed() {
-    let encoded = join(&frame().encode(false));
+    let encoded = join(&plain().pack().encode());
     for at in 0..encoded.len() {
         let mut damaged = encoded.clone();
         damaged[at] ^= 0x10;
@@ -64,7 +96,7 @@ fn every_damaged_byte_is_noticed() {
 
 #[test]
 fn lengths_above_the_limits_are_refused_before_the_body() {
-    let encoded = join(&frame().encode(false));
+    let encoded = join(&plain().pack().encode());
     for (field, at) in [("entries", 32), ("raw bytes", 36), ("body bytes", 40)] {
         let mut bytes = encoded.clone();
         bytes[at..at + 4].copy_from_slice(&u32::MAX.to_be_bytes());
@@ -77,7 +109,7 @@ fn lengths_above_the_limits_are_refused_before_the_body() {
 fn a_bomb_is_cut_at_the_size_it_declares() {
     let bomb = zstd::bulk::compress(&vec![0_u8; 8 << 20], 1).expect("compresses");
     let small = Frame { entries: vec![Entry::Gap { offset: 0, count: 1 }], ..frame() };
-    let mut header = small.encode(false).first().expect("header").to_vec();
+    let mut header = small.pack().encode().first().expect("header").to_vec();
     header[3] = FLAG_ZSTD;
     header[40..44].copy_from_slice(&u32::try_from(bomb.len()).expect("small").to_be_bytes());
     let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..44]), &bomb);
@@ -91,7 +123,7 @@ fn a_batch_with_a_wrong_crc_is_refused() {
     let mut broken = BatchBuilder::new(0).build().bytes().to_vec();
     *broken.last_mut().expect("bytes") ^= 1;
     let entries = vec![Entry::Batch(Batch::parse(broken.into()).expect("a header"))];
-    assert_eq!(decode(&join(&Frame { entries, ..frame() }.encode(false))), Err(FrameError::BatchCrc { offset: 0 }));
+    assert_eq!(decode(&join(&Frame { entries, ..frame() }.pack().encode())), Err(FrameError::BatchCrc { offset: 0 }));
 }
 
 proptest::proptest! {
@@ -102,7 +134,7 @@ proptest::proptest! {
 
     #[test]
     fn arbitrary_bodies_never_panic(body in proptest::collection::vec(proptest::num::u8::ANY, 1..300), entries in 0_u32..4) {
-        let mut header = frame().encode(false).first().expect("header").to_vec();
+        let mut header = plain().pack().encode().first().expect("header").to_vec();
         let size = u32::try_from(body.len()).expect("small").to_be_bytes();
         header[32..36].copy_from_slice(&entries.to_be_bytes());
         header[36..40].copy_from_slice(&size);

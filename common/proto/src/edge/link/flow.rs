@@ -5,9 +5,8 @@ use crate::batch::Batch;
 use crate::edge::check::too_large;
 use crate::edge::partition::{EdgePartition, Fetching, Placement, Recall};
 use crate::edge::pool::Pool;
-use crate::edge::{EdgeEvent, EdgeOutput, Verdict};
+use crate::edge::{EdgeEvent, EdgeOutput, Outgoing, OutgoingBody, Verdict};
 use crate::failure::Failure;
-use crate::frame::Frame;
 use crate::id::{MirrorId, Offset, Partition, Time, TopicName};
 use crate::limits::{MAX_ENTRIES, MAX_TAIL};
 use crate::wire::{EdgeBody, PartitionOffset, Placed, Position, Positions, TailBatch};
@@ -17,7 +16,7 @@ pub(super) const POSITIONS_EVERY: Time = Time::from_secs(1);
 
 impl EdgeLink {
     /// The next frame to send, chosen now; `None` until more is fetched, confirmed or placed.
-    pub fn poll_frame(&mut self) -> Option<Frame> {
+    pub fn poll_frame(&mut self) -> Option<Outgoing> {
         for _ in 0..self.ready.len() {
             let Session::Open(open) = &mut self.session else { return None };
             let key = self.ready.pop_front()?;
@@ -49,7 +48,7 @@ impl EdgeLink {
             let before = partition.in_flight_bytes();
             let entries = partition.next_entries(target);
             open.credit.change(before, partition.in_flight_bytes());
-            let frame = Frame { mirror: id, run, partition: key.1, entries };
+            let frame = Outgoing { mirror: id, run, partition: key.1, body: OutgoingBody::Entries(entries) };
             partition.validate();
             partition.queued = partition.has_unsent();
             if partition.queued {

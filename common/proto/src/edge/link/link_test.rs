@@ -423,6 +423,6 @@ fn frames_carry_whole_batches_in_order() {
     let (mut link, fetch) = live();
     feed(&mut link, fetched(fetch, [0, 2]));
     let frame = link.poll_frame().expect("a frame");
-    assert_eq!(frame.entries, [Entry::Batch(batch(0)), Entry::Batch(batch(2))]);
+    assert_eq!(frame.body, crate::edge::OutgoingBody::Entries(vec![Entry::Batch(batch(0)), Entry::Batch(batch(2))]));
     assert_eq!((frame.mirror, frame.partition, frame.run), (MirrorId(0), 0, 1));
 }

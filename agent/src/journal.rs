@@ -1,0 +1,127 @@
+//! The journal: frames that the link does not take for now, on disk.
+//!
+//! A chain per partition, checked by [`JournalRange`]: `first <= next`, and the frames in between join without a hole.
+//! [`Journal::append`] is durable when it returns; whatever was appended before a power cut is there after it.
+//!
+//! Must never: drop a frame whose end lies above the confirmed offset, unless it was told to discard it; answer a read
+//! with a frame whose checksum does not hold; go on after a failed write.
+
+use tombolo_proto::frame::Packed;
+use tombolo_proto::id::{Offset, Partition, TopicName};
+
+/// A frame to be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalFrame {
+    /// The source topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: Partition,
+    /// Its batches, encoded.
+    pub packed: Packed,
+}
+
+/// What the journal holds of one partition: one run of joined frames. A frame that does not join its predecessor starts
+/// a new run, and what was there before counts as confirmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalRange {
+    /// The source topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: Partition,
+    /// First offset that can be read.
+    pub first: Offset,
+    /// Offset after the last.
+    pub next: Offset,
+    /// Leader epoch of the last batch at the source; -1 where it is not known.
+    pub last_epoch: i32,
+    /// Bytes of the frames' bodies as kept.
+    pub bytes: u64,
+}
+
+/// Offsets that damage has cost: to be fetched again where the source still has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostRange {
+    /// The source topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: Partition,
+    /// First offset lost.
+    pub first: Offset,
+    /// Offset after the last one lost, where it is known.
+    pub next: Option<Offset>,
+}
+
+/// Figures of the whole journal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of frames that are not confirmed.
+    pub frame_bytes: u64,
+    /// Bytes of its files.
+    pub file_bytes: u64,
+    /// Most bytes its files may take.
+    pub max_bytes: u64,
+    /// Number of files.
+    pub segments: usize,
+    /// Bytes of frames written since it was opened, copies included.
+    pub written_bytes: u64,
+    /// Segments found damaged since it was opened.
+    pub damaged_segments: u64,
+}
+
+/// Why the journal did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JournalError {
+    /// The frames would take it above its cap, or the disk is full: nothing was written, and it works on once there is room.
+    #[error("the journal is full: {used} of {max} bytes{}", if *.disk { ", and the disk has no room" } else { "" })]
+    Full {
+        /// Bytes of its files.
+        used: u64,
+        /// Its cap.
+        max: u64,
+        /// The file system said so, not the cap.
+        disk: bool,
+    },
+    /// A write or sync failed; the same cause is given until it is opened anew.
+    #[error("the journal must be opened anew: {cause}")]
+    Poisoned {
+        /// The first failure.
+        cause: String,
+    },
+    /// A frame could not be read or its checksum does not hold.
+    #[error("the journal is damaged: {cause}")]
+    Damaged {
+        /// What is wrong, and where.
+        cause: String,
+        /// What it costs.
+        lost: Vec<LostRange>,
+    },
+}
+
+/// Frames on disk. Calls block; one owner.
+pub trait Journal {
+    /// Keeps frames, in this order, in one commit; durable when it returns. Frames of a partition are in offset order. An
+    /// error means that none of them counts.
+    fn append(&mut self, frames: &[JournalFrame]) -> Result<(), JournalError>;
+
+    /// Frames of a partition, in order: first the one that holds `offset`, then joined ones until their bodies exceed
+    /// `max_bytes`; at least one where `offset` lies in the partition's range, none where it does not.
+    fn read(
+        &mut self,
+        topic: &TopicName,
+        partition: Partition,
+        offset: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Packed>, JournalError>;
+
+    /// What lies below these offsets may go; gives space back where it can. Offsets that go back are ignored.
+    fn trim(&mut self, confirmed: &[(TopicName, Partition, Offset)]) -> Result<(), JournalError>;
+
+    /// Forgets partitions, confirmed or not: their mirror is FAILED or gone.
+    fn discard(&mut self, partitions: &[(TopicName, Partition)]) -> Result<(), JournalError>;
+
+    /// What there is of each partition, by topic and partition.
+    fn ranges(&self) -> Vec<JournalRange>;
+
+    /// The figures.
+    fn usage(&self) -> Usage;
+}
