@@ -3,24 +3,14 @@
 //! Must never: let a topic pass that `deny` names, whatever the gateway asks for.
 
 use tombolo_proto::id::TopicName;
+use tombolo_proto::pattern::{ALLOWED, TopicPattern};
 use tombolo_service::settings::SettingsError;
-
-/// What a pattern may look like.
-const ALLOWED: &str = "a topic name, the beginning of one followed by *, or * for all";
-/// Longest topic name, and so the longest pattern less its star.
-const MAX_NAME: usize = 249;
 
 /// A checked pair of pattern lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicFilter {
-    allow: Vec<Pattern>,
-    deny: Vec<Pattern>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Pattern {
-    Name(String),
-    Prefix(String),
+    allow: Vec<TopicPattern>,
+    deny: Vec<TopicPattern>,
 }
 
 impl TopicFilter {
@@ -31,35 +21,17 @@ impl TopicFilter {
 
     /// Whether the topic may leave the site: some pattern of `allow` matches and none of `deny`.
     pub fn admits(&self, topic: &TopicName) -> bool {
-        let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(topic.as_str()));
+        let any = |patterns: &[TopicPattern]| patterns.iter().any(|pattern| pattern.matches(topic));
         any(&self.allow) && !any(&self.deny)
     }
 }
 
-impl Pattern {
-    fn matches(&self, topic: &str) -> bool {
-        match self {
-            Self::Name(name) => topic == name,
-            Self::Prefix(prefix) => topic.starts_with(prefix.as_str()),
-        }
-    }
-}
-
-fn patterns(key: &str, texts: &[String]) -> Result<Vec<Pattern>, SettingsError> {
+fn patterns(key: &str, texts: &[String]) -> Result<Vec<TopicPattern>, SettingsError> {
     texts.iter().enumerate().map(|(at, text)| pattern(&format!("{key}[{at}]"), text)).collect()
 }
 
-fn pattern(key: &str, text: &str) -> Result<Pattern, SettingsError> {
-    let (name, is_prefix) = match text.strip_suffix('*') {
-        Some(prefix) => (prefix, true),
-        None => (text, false),
-    };
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if !name.bytes().all(legal) || name.len() > MAX_NAME || (name.is_empty() && !is_prefix) {
-        return Err(SettingsError::new(key, format!("{text:?} is no pattern"), ALLOWED));
-    }
-    let name = name.to_owned();
-    Ok(if is_prefix { Pattern::Prefix(name) } else { Pattern::Name(name) })
+fn pattern(key: &str, text: &str) -> Result<TopicPattern, SettingsError> {
+    TopicPattern::new(text).map_err(|error| SettingsError::new(key, error.to_string(), ALLOWED))
 }
 
 #[cfg(test)]

@@ -79,6 +79,7 @@ impl Site {
         let (dial, link_events) = mpsc::channel(LINK_EVENTS);
         let config = EdgeConfig {
             software: concat!("tombolo-agent ", env!("CARGO_PKG_VERSION")).to_owned(),
+            incarnation: rand::random_range(1..=u64::MAX),
             window_bytes: settings.memory.window,
             max_frame_bytes: settings.memory.max_frame,
         };

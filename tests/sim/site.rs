@@ -68,6 +68,7 @@ impl Agent {
     pub(crate) fn new(plan: &Plan, run: u64) -> Self {
         let config = EdgeConfig {
             software: "sim".to_owned(),
+            incarnation: run + 1,
             window_bytes: plan.window_bytes,
             max_frame_bytes: plan.max_frame_bytes,
         };

@@ -37,6 +37,8 @@ use crate::wire::{CloseCode, CloudMessage, EdgeMessage, TailBatch, TopicConfig};
 pub struct EdgeConfig {
     /// Release of the agent, for people.
     pub software: String,
+    /// Drawn at random at the start of the process: tells two boxes with one certificate apart. Not 0.
+    pub incarnation: u64,
     /// Bytes of batches held in memory; fetching stops there. What fetchers have under way comes on top.
     pub window_bytes: usize,
     /// Largest frame, in bytes of its raw body; also the largest batch.

@@ -12,6 +12,7 @@ pub mod id;
 pub mod lease;
 pub mod limits;
 pub mod mirror;
+pub mod pattern;
 pub mod progress;
 pub mod testing;
 pub mod wire;

@@ -12,6 +12,8 @@ pub const MIN_FRAME_BYTES: usize = 16 << 10;
 pub const MAX_FRAME_ENTRIES: usize = 65_536;
 /// Most mirrors of one link.
 pub const MAX_MIRRORS: usize = 10_000;
+/// Most filters of one link.
+pub const MAX_FILTERS: usize = 1_000;
 /// Most partitions of one topic.
 pub const MAX_PARTITIONS: i32 = 100_000;
 /// Most batches in a tail.

@@ -21,7 +21,7 @@ pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct EdgeMessage {
     /// The message; `None` where the peer knows one that we do not.
-    #[prost(oneof = "EdgeBody", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "EdgeBody", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub body: Option<EdgeBody>,
 }
 
@@ -46,13 +46,16 @@ pub enum EdgeBody {
     /// The session ends.
     #[prost(message, tag = "6")]
     Close(Close),
+    /// Source topics that match a filter and have no mirror in this session.
+    #[prost(message, tag = "7")]
+    Discovered(Topics),
 }
 
 /// From gateway to agent.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CloudMessage {
     /// The message; `None` where the peer knows one that we do not.
-    #[prost(oneof = "CloudBody", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "CloudBody", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub body: Option<CloudBody>,
 }
 
@@ -77,6 +80,9 @@ pub enum CloudBody {
     /// The session ends.
     #[prost(message, tag = "6")]
     Close(Close),
+    /// What becomes a mirror as it appears. Comes after the mirrors of the Welcome, empty too, and whenever it changes.
+    #[prost(message, tag = "7")]
+    Filters(Filters),
 }
 
 /// First message of a session.
@@ -97,6 +103,10 @@ pub struct Hello {
     /// Largest frame the agent would send, in bytes of its raw body.
     #[prost(uint64, tag = "5")]
     pub max_frame_bytes: u64,
+    /// Drawn at random at the start of the agent's process: of two processes with one link's certificate, only the one
+    /// that came last is served. 0 where the agent does not tell.
+    #[prost(fixed64, tag = "6")]
+    pub incarnation: u64,
 }
 
 /// Answer to Hello.
@@ -134,6 +144,22 @@ pub struct Mirror {
     /// Paused by the operator: nothing is fetched or sent.
     #[prost(bool, tag = "3")]
     pub paused: bool,
+}
+
+/// What becomes a mirror as it appears at the source.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Filters {
+    /// Names, or beginnings of names followed by `*`: [`TopicPattern`](crate::pattern::TopicPattern).
+    #[prost(string, repeated, tag = "1")]
+    pub patterns: Vec<String>,
+}
+
+/// Names of topics.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Topics {
+    /// The names.
+    #[prost(string, repeated, tag = "1")]
+    pub names: Vec<String>,
 }
 
 /// A topic config at the source that is not the broker's default.

@@ -183,6 +183,7 @@ impl Open {
                 self.fail(id, failed.failure(), true, out);
                 Ok(())
             }
+            Some(EdgeBody::Discovered(_)) => Ok(()),
             Some(EdgeBody::SourcePositions(positions)) => self.source_positions(&positions),
             // Close is handled before; a message that this version does not know is passed over.
             Some(EdgeBody::Close(_)) | None => Ok(()),

@@ -179,6 +179,7 @@ impl EdgeLink {
             software: self.config.software.clone(),
             cluster_id: cluster_id.to_owned(),
             max_frame_bytes: self.config.max_frame_bytes as u64,
+            incarnation: self.config.incarnation,
         };
         self.send(EdgeBody::Hello(hello));
     }
@@ -230,6 +231,7 @@ impl EdgeLink {
                 let topic = topic_of(open, position.mirror);
                 topic.and_then(|topic| self.position(&topic, &position))
             }
+            (Session::Open(_), Some(CloudBody::Filters(_))) => Ok(()),
             (Session::Open(_), Some(CloudBody::Confirm(positions))) => self.confirm(&positions, now),
             (Session::Open(open), Some(CloudBody::Failed(failed))) => {
                 topic_of(open, failed.mirror).map(|topic| self.fail(&topic, failed.failure(), true))

@@ -16,7 +16,12 @@ fn topic() -> TopicName {
 }
 
 fn fresh() -> EdgeLink {
-    EdgeLink::new(EdgeConfig { software: "test".to_owned(), window_bytes: WINDOW, max_frame_bytes: 2_000 })
+    EdgeLink::new(EdgeConfig {
+        software: "test".to_owned(),
+        incarnation: 7,
+        window_bytes: WINDOW,
+        max_frame_bytes: 2_000,
+    })
 }
 
 fn message(body: CloudBody) -> EdgeInput {
