@@ -1,10 +1,20 @@
 //! The journal: frames that the link does not take for now, on disk.
 //!
-//! A chain per partition, checked by [`JournalRange`]: `first <= next`, and the frames in between join without a hole.
+//! Of each partition the journal holds one run of joined frames: `first < next`, and no offset between them is missing.
 //! [`Journal::append`] is durable when it returns; whatever was appended before a power cut is there after it.
+//!
+//! | module | job |
+//! |---|---|
+//! | `memory` | [`MemoryJournal`]: the contract without a disk, and with its failures to order, for the simulation |
 //!
 //! Must never: drop a frame whose end lies above the confirmed offset, unless it was told to discard it; answer a read
 //! with a frame whose checksum does not hold; go on after a failed write.
+
+mod memory;
+#[cfg(test)]
+mod spec_test;
+
+pub use memory::MemoryJournal;
 
 use tombolo_proto::frame::Packed;
 use tombolo_proto::id::{Offset, Partition, TopicName};
@@ -20,25 +30,26 @@ pub struct JournalFrame {
     pub packed: Packed,
 }
 
-/// What the journal holds of one partition: one run of joined frames. A frame that does not join its predecessor starts
-/// a new run, and what was there before counts as confirmed.
+/// What the journal holds of one partition: one run of joined frames, never empty. A frame that does not join its
+/// predecessor starts a new run, and what was there before counts as confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalRange {
     /// The source topic.
     pub topic: TopicName,
     /// The partition.
     pub partition: Partition,
-    /// First offset that can be read.
+    /// First offset that can be read: of the run, or the confirmed one, which may lie within a frame.
     pub first: Offset,
     /// Offset after the last.
     pub next: Offset,
-    /// Leader epoch of the last batch at the source; -1 where it is not known.
+    /// Leader epoch of the run's last batch at the source; -1 where it is not known.
     pub last_epoch: i32,
-    /// Bytes of the frames' bodies as kept.
+    /// Bytes of the frames' bodies as kept, not compressed anew: an estimate where the range was trimmed.
     pub bytes: u64,
 }
 
-/// Offsets that damage has cost: to be fetched again where the source still has them.
+/// Offsets that damage has cost: to be fetched again where the source still has them. What was confirmed is not told
+/// apart after a restart, so a range may begin below the confirmed offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LostRange {
     /// The source topic.
@@ -54,13 +65,13 @@ pub struct LostRange {
 /// Figures of the whole journal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of frames that are not confirmed.
+    /// Bytes of frames that are not confirmed: the sum over [`Journal::ranges`].
     pub frame_bytes: u64,
-    /// Bytes of its files.
+    /// Bytes of its files, those set aside as damaged included.
     pub file_bytes: u64,
     /// Most bytes its files may take.
     pub max_bytes: u64,
-    /// Number of files.
+    /// Number of files in use.
     pub segments: usize,
     /// Bytes of frames written since it was opened, copies included.
     pub written_bytes: u64,
@@ -87,7 +98,8 @@ pub enum JournalError {
         /// The first failure.
         cause: String,
     },
-    /// A frame could not be read or its checksum does not hold.
+    /// A frame could not be read or its checksum does not hold. The file that held it is out of use; the call may be
+    /// repeated and then answers for what is left.
     #[error("the journal is damaged: {cause}")]
     Damaged {
         /// What is wrong, and where.
@@ -98,13 +110,16 @@ pub enum JournalError {
 }
 
 /// Frames on disk. Calls block; one owner.
+///
+/// What [`Journal::trim`] and [`Journal::discard`] were told need not outlive a restart: the owner tells it again from its
+/// checkpoint. Until then a range may begin lower than before, and a discarded partition may be back.
 pub trait Journal {
     /// Keeps frames, in this order, in one commit; durable when it returns. Frames of a partition are in offset order. An
-    /// error means that none of them counts.
+    /// error means that none of them counts; after a failed write, they may yet be found when the journal is opened anew.
     fn append(&mut self, frames: &[JournalFrame]) -> Result<(), JournalError>;
 
-    /// Frames of a partition, in order: first the one that holds `offset`, then joined ones until their bodies exceed
-    /// `max_bytes`; at least one where `offset` lies in the partition's range, none where it does not.
+    /// Frames of a partition, in order: first the one that holds `offset`, then those that join it, as many as have
+    /// `max_bytes` of bodies in all; at least one where `offset` lies in the partition's range, none where it does not.
     fn read(
         &mut self,
         topic: &TopicName,
@@ -113,13 +128,14 @@ pub trait Journal {
         max_bytes: usize,
     ) -> Result<Vec<Packed>, JournalError>;
 
-    /// What lies below these offsets may go; gives space back where it can. Offsets that go back are ignored.
+    /// What lies below these offsets may go; gives space back where it can. Offsets that go back, and partitions that
+    /// it does not hold, are ignored.
     fn trim(&mut self, confirmed: &[(TopicName, Partition, Offset)]) -> Result<(), JournalError>;
 
     /// Forgets partitions, confirmed or not: their mirror is FAILED or gone.
     fn discard(&mut self, partitions: &[(TopicName, Partition)]) -> Result<(), JournalError>;
 
-    /// What there is of each partition, by topic and partition.
+    /// What there is of each partition, ordered by topic and partition.
     fn ranges(&self) -> Vec<JournalRange>;
 
     /// The figures.

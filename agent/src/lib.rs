@@ -15,6 +15,7 @@ mod check;
 pub mod cli;
 pub mod dial;
 pub mod filter;
+pub mod journal;
 pub mod settings;
 mod site;
 mod source;
