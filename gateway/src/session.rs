@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tombolo_kafka::cluster::ClusterMetadata;
-use tombolo_proto::cloud::{CloudConfig, CloudEvent, CloudInput, CloudLink, CloudOutput, MirrorSettings};
+use tombolo_proto::cloud::{CloudConfig, CloudEvent, CloudInput, CloudLink, CloudOutput, LinkSettings};
 use tombolo_proto::id::{LinkName, MirrorId, Partition};
 use tombolo_proto::mirror::Outcome;
 use tombolo_proto::wire::{CloseCode, encode};
@@ -86,7 +86,7 @@ impl Session {
             software: env!("CARGO_PKG_VERSION").to_owned(),
             credit_bytes: memory.credit_per_link,
             max_frame_bytes: memory.max_frame,
-            mirrors: mirrors_of(&shared, &link),
+            link: settings_of(&shared, &link),
         });
         let duties = Duties::new(Arc::clone(&shared), link.clone(), presence, sender, tasks.clone(), stop.clone());
         Self {
@@ -154,8 +154,8 @@ impl Session {
                 () = sleep_until(wake) => self.handle(CloudInput::Timeout),
                 newer = superseded(lease) => self.handle(CloudInput::Superseded { newer }),
                 Ok(()) = links.changed() => {
-                    let mirrors = mirrors_of(&self.shared, &self.link);
-                    self.handle(CloudInput::Mirrors(mirrors));
+                    let link = settings_of(&self.shared, &self.link);
+                    self.handle(CloudInput::Mirrors(link));
                 }
                 () = stop.cancelled() => self.handle(CloudInput::Shutdown),
                 _ = publish.tick() => {
@@ -252,7 +252,7 @@ impl Session {
     }
 }
 
-fn mirrors_of(shared: &Shared, link: &LinkName) -> Vec<MirrorSettings> {
+fn settings_of(shared: &Shared, link: &LinkName) -> LinkSettings {
     shared.links.borrow().get(link).cloned().unwrap_or_default()
 }
 
@@ -277,6 +277,12 @@ fn log(link: &LinkName, event: CloudEvent) {
         }
         CloudEvent::SourceUnavailable { topic, problem } => {
             tracing::warn!(%link, %topic, problem, "source topic cannot be mirrored for now");
+        }
+        CloudEvent::MirrorDiscovered { topic } => {
+            tracing::info!(%link, %topic, "source topic matches a filter and becomes a mirror");
+        }
+        CloudEvent::MirrorPassedOver { topic, reason } => {
+            tracing::warn!(%link, %topic, %reason, "source topic matches a filter and is not mirrored");
         }
         CloudEvent::MirrorActive { topic } => tracing::info!(%link, %topic, "mirror active"),
         CloudEvent::Rewound { topic, partition, next_offset } => {

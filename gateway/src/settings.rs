@@ -6,12 +6,14 @@ mod raw;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tombolo_kafka::ClientSettings;
-use tombolo_proto::cloud::MirrorSettings;
+use tombolo_proto::cloud::{LinkSettings, MirrorSettings};
 use tombolo_proto::id::{LinkName, TopicName};
-use tombolo_proto::limits::{MAX_FRAME_BYTES, MAX_MIRRORS, MIN_FRAME_BYTES};
+use tombolo_proto::limits::{MAX_FILTERS, MAX_FRAME_BYTES, MAX_MIRRORS, MIN_FRAME_BYTES};
+use tombolo_proto::pattern::{self, TopicPattern};
 use tombolo_service::admin_http::HttpSettings;
 use tombolo_service::logging::LogSettings;
 use tombolo_service::settings::{self, ByteSize, SettingsError, Span};
@@ -23,8 +25,8 @@ use raw::{RawLink, RawMemory, RawQuic, RawRegistry};
 /// Name under which the brokers' logs and quotas know the gateway, where `client.id` is not set.
 const CLIENT_ID: &str = "tombolo-gateway";
 
-/// The links of the settings file and the mirrors of each.
-pub type Links = BTreeMap<LinkName, Vec<MirrorSettings>>;
+/// The links of the settings file and what each mirrors.
+pub type Links = BTreeMap<LinkName, LinkSettings>;
 
 /// Files of the gateway's own certificate and of the links' issuer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,9 +174,9 @@ impl Settings {
     /// Keys that differ from `old` and only take effect in a new process.
     pub fn need_restart(&self, old: &Self) -> Vec<String> {
         let mut keys = self.raw.differing_tables(&old.raw);
-        for (link, mirrors) in &self.links {
-            for mirror in mirrors {
-                let before = old.links.get(link).into_iter().flatten();
+        for (link, settings) in &self.links {
+            for mirror in &settings.mirrors {
+                let before = old.links.get(link).into_iter().flat_map(|old| &old.mirrors);
                 let moved =
                     before.filter(|before| before.source == mirror.source).any(|before| before.topic != mirror.topic);
                 if moved {
@@ -285,12 +287,53 @@ fn links(raw: &[RawLink], registry: &TopicName) -> Result<Links, SettingsError> 
             return Err(SettingsError::new(format!("{key}.mirror"), problem, format!("at most {MAX_MIRRORS}")));
         }
         let mirrors = mirrors(link, &key, &mut targets)?;
-        if links.insert(name, mirrors).is_some() {
+        let filters = filters(link, &key, &links)?;
+        if links.insert(name, LinkSettings { mirrors, filters, ..LinkSettings::default() }).is_some() {
             let problem = format!("{:?} is there twice", link.name);
             return Err(SettingsError::new(format!("{key}.name"), problem, "each link once"));
         }
     }
+    let reserved = Arc::new(targets);
+    for link in links.values_mut() {
+        link.reserved = Arc::clone(&reserved);
+    }
     Ok(links)
+}
+
+/// The filters of a link. Those of two links must not match one name: both would write one topic.
+fn filters(link: &RawLink, key: &str, others: &Links) -> Result<Vec<TopicPattern>, SettingsError> {
+    let key = |at: usize| format!("{key}.topics[{at}]");
+    if link.topics.len() > MAX_FILTERS {
+        let problem = format!("{} filters", link.topics.len());
+        return Err(SettingsError::new(key(MAX_FILTERS), problem, format!("at most {MAX_FILTERS}")));
+    }
+    let mut filters = Vec::with_capacity(link.topics.len());
+    for (at, text) in link.topics.iter().enumerate() {
+        let filter = TopicPattern::new(text)
+            .map_err(|error| SettingsError::new(key(at), error.to_string(), pattern::ALLOWED))?;
+        let clash = |(name, other): (&LinkName, &LinkSettings)| {
+            other.filters.iter().find(|other| overlap(&filter, other)).map(|other| (name.clone(), other.clone()))
+        };
+        if let Some((name, other)) = others.iter().find_map(clash) {
+            let problem = format!("{filter} and {other} of link {name} match the same names");
+            let allowed = "names of one link only: a topic of both is mirrored by name, with mirror_topic";
+            return Err(SettingsError::new(key(at), problem, allowed));
+        }
+        filters.push(filter);
+    }
+    Ok(filters)
+}
+
+/// Whether a name can match both.
+fn overlap(one: &TopicPattern, other: &TopicPattern) -> bool {
+    match (one, other) {
+        (TopicPattern::Name(one), TopicPattern::Name(other)) => one == other,
+        (TopicPattern::Name(name), TopicPattern::Prefix(prefix))
+        | (TopicPattern::Prefix(prefix), TopicPattern::Name(name)) => name.starts_with(prefix.as_str()),
+        (TopicPattern::Prefix(one), TopicPattern::Prefix(other)) => {
+            one.starts_with(other.as_str()) || other.starts_with(one.as_str())
+        }
+    }
 }
 
 fn mirrors(link: &RawLink, key: &str, targets: &mut BTreeSet<TopicName>) -> Result<Vec<MirrorSettings>, SettingsError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
-use tombolo_proto::cloud::{CloudPartitionStatus, CloudStatus, MirrorState, MirrorStatus};
+use tombolo_proto::cloud::{CloudPartitionStatus, CloudStatus, LinkSettings, MirrorState, MirrorStatus};
 use tombolo_proto::id::{LinkName, Term, TopicName};
 
 use crate::metrics;
@@ -87,10 +87,11 @@ impl Board {
         let names: BTreeSet<&LinkName> = settings.keys().chain(links.keys()).collect();
         let mut shown = Vec::with_capacity(names.len());
         let mut held = 0;
+        let none = LinkSettings::default();
         for name in names {
             let view = links.get(name).cloned().unwrap_or_default();
             held += view.status.held_bytes;
-            shown.push(link_shown(name, view, settings.get(name).map_or(&[], Vec::as_slice)));
+            shown.push(link_shown(name, view, settings.get(name).unwrap_or(&none)));
         }
         drop(links);
         set_gauges(&shown, held);
@@ -120,6 +121,8 @@ struct LinkShown {
     source_cluster_id: Option<String>,
     rtt_ms: Option<u64>,
     held_bytes: usize,
+    /// What becomes a mirror as it appears.
+    topics: Vec<String>,
     mirrors: Vec<MirrorShown>,
 }
 
@@ -155,9 +158,9 @@ struct PartitionShown {
     rewinds: u64,
 }
 
-fn link_shown(name: &LinkName, view: LinkView, settings: &[tombolo_proto::cloud::MirrorSettings]) -> LinkShown {
+fn link_shown(name: &LinkName, view: LinkView, settings: &LinkSettings) -> LinkShown {
     let seen: BTreeSet<TopicName> = view.status.mirrors.iter().map(|mirror| mirror.source.clone()).collect();
-    let unseen = settings.iter().filter(|mirror| !seen.contains(&mirror.source)).map(|mirror| MirrorStatus {
+    let unseen = settings.mirrors.iter().filter(|mirror| !seen.contains(&mirror.source)).map(|mirror| MirrorStatus {
         source: mirror.source.clone(),
         topic: mirror.topic.clone(),
         state: if mirror.paused {
@@ -181,6 +184,7 @@ fn link_shown(name: &LinkName, view: LinkView, settings: &[tombolo_proto::cloud:
         source_cluster_id: Some(view.status.source_cluster_id).filter(|id| !id.is_empty()),
         rtt_ms: view.rtt.map(|rtt| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX)),
         held_bytes: view.status.held_bytes,
+        topics: settings.filters.iter().map(ToString::to_string).collect(),
         mirrors,
     }
 }
@@ -291,9 +295,12 @@ mod tests {
     fn links_without_a_session_show_their_mirrors() {
         let topic = TopicName::new("orders").unwrap();
         let settings = tombolo_proto::cloud::MirrorSettings { source: topic.clone(), topic, paused: true };
-        let links = Links::from([(link(), vec![settings])]);
+        let filters = vec![tombolo_proto::pattern::TopicPattern::new("sensor.*").unwrap()];
+        let links =
+            Links::from([(link(), LinkSettings { mirrors: vec![settings], filters, ..LinkSettings::default() })]);
         let shown = Board::default().document(&links);
         assert_eq!(shown["links"][0]["reason"], "no session yet");
         assert_eq!(shown["links"][0]["mirrors"][0]["mirror_status"], "PAUSED");
+        assert_eq!(shown["links"][0]["topics"][0], "sensor.*");
     }
 }

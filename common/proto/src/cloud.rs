@@ -8,14 +8,17 @@
 //! ```
 //!
 //! A mirror within an open session: Mirror is told -> the agent answers with Source ->
-//! `PrepareTopic` -> `TopicReady` -> every partition recovers (see [`crate::mirror`]) and takes frames.
+//! `PrepareTopic` -> `TopicReady` -> every partition recovers (see [`crate::mirror`]) and takes frames. Mirrors are those of
+//! the settings, and topics that the agent discovered and a filter matches.
 //!
 //! Must never: send to the cluster before `write_after`; believe a count, offset or name of the agent's; hold more than
 //! the credit it gave.
 
 mod open;
+mod settings;
 mod status;
 
+pub use settings::{LinkSettings, MirrorSettings, PassedOver};
 pub use status::{CloudPartitionStatus, CloudStatus, MirrorState, MirrorStatus};
 
 use std::collections::VecDeque;
@@ -30,17 +33,6 @@ use crate::wire::{Close, CloseCode, CloudBody, CloudMessage, EdgeBody, EdgeMessa
 
 use open::Open;
 
-/// A mirror as the operator wants it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MirrorSettings {
-    /// Topic at the source.
-    pub source: TopicName,
-    /// Topic in the cloud.
-    pub topic: TopicName,
-    /// Nothing is fetched, sent or appended.
-    pub paused: bool,
-}
-
 /// What a session needs to know from the start.
 #[derive(Debug, Clone)]
 pub struct CloudConfig {
@@ -52,8 +44,8 @@ pub struct CloudConfig {
     pub credit_bytes: usize,
     /// Largest frame, in bytes of its raw body.
     pub max_frame_bytes: usize,
-    /// The link's mirrors.
-    pub mirrors: Vec<MirrorSettings>,
+    /// What the link mirrors.
+    pub link: LinkSettings,
 }
 
 /// What happens to a session.
@@ -125,8 +117,8 @@ pub enum CloudInput {
         /// The partition.
         partition: Partition,
     },
-    /// The operator's mirrors, changed or not.
-    Mirrors(Vec<MirrorSettings>),
+    /// The operator's mirrors and filters, changed or not.
+    Mirrors(LinkSettings),
     /// A newer term is in the registry.
     Superseded {
         /// The newer term.
@@ -217,6 +209,18 @@ pub enum CloudEvent {
         /// The agent's words.
         problem: String,
     },
+    /// A topic that a filter matches appeared at the source and is a mirror now.
+    MirrorDiscovered {
+        /// Its name, at the source and in the cloud.
+        topic: TopicName,
+    },
+    /// A topic that a filter matches appeared at the source and is no mirror. Told once in a session.
+    MirrorPassedOver {
+        /// Its name at the source.
+        topic: TopicName,
+        /// Why.
+        reason: PassedOver,
+    },
     /// All partitions of a mirror take records.
     MirrorActive {
         /// Topic in the cloud.
@@ -285,8 +289,8 @@ impl CloudLink {
             (State::AwaitHello | State::Claiming { .. }, CloudInput::Frame(_)) => {
                 self.close(CloseCode::Protocol, "a frame before the Welcome")
             }
-            (state @ (State::AwaitHello | State::Claiming { .. }), CloudInput::Mirrors(mirrors)) => {
-                self.config.mirrors = mirrors;
+            (state @ (State::AwaitHello | State::Claiming { .. }), CloudInput::Mirrors(link)) => {
+                self.config.link = link;
                 state
             }
             (State::Claiming { hello }, CloudInput::Claimed { term, write_after }) => {

@@ -59,7 +59,7 @@ impl Report {
     }
 
     async fn cluster(&mut self, cluster: &Cluster, settings: &Settings) {
-        let mirrors = settings.links.values().flatten().map(|mirror| mirror.topic.to_string());
+        let mirrors = settings.links.values().flat_map(|link| &link.mirrors).map(|mirror| mirror.topic.to_string());
         let topics: Vec<String> = mirrors.chain([settings.registry.topic.to_string()]).collect();
         let metadata = match cluster.metadata(Some(&topics)).await {
             Ok(metadata) => metadata,
@@ -71,7 +71,7 @@ impl Report {
             self.broker(cluster, broker.id).await;
         }
         self.registry(cluster, &settings.registry.topic, &metadata).await;
-        for mirror in settings.links.values().flatten() {
+        for mirror in settings.links.values().flat_map(|link| &link.mirrors) {
             self.mirror(&mirror.topic, &metadata);
         }
     }

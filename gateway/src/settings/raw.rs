@@ -126,6 +126,8 @@ impl Default for RawProduce {
 pub(super) struct RawLink {
     pub(super) name: String,
     #[serde(default)]
+    pub(super) topics: Vec<String>,
+    #[serde(default)]
     pub(super) mirror: Vec<RawMirror>,
 }
 

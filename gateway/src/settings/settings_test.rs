@@ -46,8 +46,9 @@ fn the_example_file_is_the_defaults() {
     assert_eq!(example.produce, defaults.produce);
     assert_eq!(example.http, defaults.http);
     assert_eq!(example.log, defaults.log);
-    let mirrors = &example.links[&LinkName::new("ship-17").unwrap()];
-    assert_eq!(mirrors[0].topic, mirrors[0].source);
+    let link = &example.links[&LinkName::new("ship-17").unwrap()];
+    assert_eq!(link.mirrors[0].topic, link.mirrors[0].source);
+    assert_eq!(link.filters, []);
 }
 
 #[test]
@@ -98,6 +99,27 @@ fn no_topic_is_written_twice() {
     let renamed =
         two.replacen("name = \"b\"\n[[link.mirror]]\n", "name = \"b\"\n[[link.mirror]]\nmirror_topic = \"u\"\n", 1);
     assert_eq!(parse(&renamed).unwrap().links.len(), 2);
+}
+
+#[test]
+fn filters_are_patterns_of_one_link() {
+    let two = |one: &str, other: &str| {
+        format!("[[link]]\nname = \"a\"\ntopics = [{one}]\n[[link]]\nname = \"b\"\ntopics = [{other}]\n")
+    };
+    let settings = parse(&two(r#""orders.*", "alarms""#, r#""orders""#)).unwrap();
+    let link = &settings.links[&LinkName::new("a").unwrap()];
+    assert_eq!(link.filters.iter().map(ToString::to_string).collect::<Vec<_>>(), ["orders.*", "alarms"]);
+    assert!(link.reserved.contains(&TopicName::new("_tombolo").unwrap()));
+    for (one, other) in
+        [(r#""a""#, r#""a""#), (r#""ab*""#, r#""x", "a*""#), (r#""a*""#, r#""x", "ab""#), (r#""ab""#, r#""x", "*""#)]
+    {
+        let at = usize::from(other.contains(','));
+        assert_eq!(refused(&two(one, other)).0, format!("link[1].topics[{at}]"), "{one} {other}");
+    }
+    let (key, text) = refused("[[link]]\nname = \"a\"\ntopics = [\"a*b\"]\n");
+    assert!(key == "link[0].topics[0]" && text.contains("followed by *"), "{text}");
+    let many = vec!["\"t\""; MAX_FILTERS + 1].join(",");
+    assert_eq!(refused(&format!("[[link]]\nname = \"a\"\ntopics = [{many}]\n")).0, "link[0].topics[1000]");
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! What the gateway's half promises: every state against every input, and the breaches it must not survive.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::failure::FailureCode;
 use crate::frame::Entry;
+use crate::limits::MAX_ENTRIES;
+use crate::pattern::TopicPattern;
 use crate::testing::BatchBuilder;
 use crate::wire::CloseCode::{Protocol, Shutdown, Superseded, Unavailable};
-use crate::wire::{Failed, PartitionOffset, Placed, Positions, Source};
+use crate::wire::{Failed, PartitionOffset, Placed, Positions, Source, Topics};
 
 const NOW: Time = Time::from_secs(100);
 const LATER: Time = Time::from_secs(104);
@@ -22,8 +26,16 @@ fn fresh() -> CloudLink {
         software: "test".to_owned(),
         credit_bytes: CREDIT,
         max_frame_bytes: 500,
-        mirrors: vec![mirror("orders", false), mirror("alarms", false)],
+        link: link(&[mirror("orders", false), mirror("alarms", false)], &[]),
     })
+}
+
+fn link(mirrors: &[MirrorSettings], filters: &[&str]) -> LinkSettings {
+    LinkSettings {
+        mirrors: mirrors.to_vec(),
+        filters: filters.iter().map(|filter| TopicPattern::new(filter).expect("valid")).collect(),
+        reserved: std::iter::once(TopicName::new("_tombolo").expect("legal")).collect::<BTreeSet<_>>().into(),
+    }
 }
 
 fn message(body: EdgeBody) -> CloudInput {
@@ -37,6 +49,7 @@ fn hello() -> CloudInput {
         software: "agent".to_owned(),
         cluster_id: "source".to_owned(),
         max_frame_bytes: 400,
+        incarnation: 77,
     };
     message(EdgeBody::Hello(hello))
 }
@@ -73,8 +86,10 @@ fn open() -> CloudLink {
             CloudOutput::Send(CloudMessage { body: Some(CloudBody::Welcome(welcome)) }),
             CloudOutput::Send(CloudMessage { body: Some(CloudBody::Mirror(first)) }),
             CloudOutput::Send(CloudMessage { body: Some(CloudBody::Mirror(second)) }),
+            CloudOutput::Send(CloudMessage { body: Some(CloudBody::Filters(filters)) }),
         ] if (welcome.version, welcome.term, welcome.max_frame_bytes, welcome.mirrors) == (1, 3, 400, 2)
             && (first.mirror, &*first.topic, second.mirror, &*second.topic) == (0, "orders", 1, "alarms")
+            && filters.patterns.is_empty()
     ));
     link
 }
@@ -265,15 +280,16 @@ fn a_failure_told_by_the_agent_is_answered() {
 
 #[test]
 fn pausing_and_resuming_starts_a_new_run() {
+    let link_of = |paused| link(&[mirror("orders", paused), mirror("alarms", false)], &[]);
     let mut link = live();
     feed(&mut link, frame(1, 0, 100), LATER);
-    let paused = feed(&mut link, CloudInput::Mirrors(vec![mirror("orders", true), mirror("alarms", false)]), LATER);
+    let paused = feed(&mut link, CloudInput::Mirrors(link_of(true)), LATER);
     assert!(
         matches!(&paused[..], [CloudOutput::Send(CloudMessage { body: Some(CloudBody::Mirror(told)) })] if told.paused)
     );
     assert_eq!(feed(&mut link, frame(1, 1, 10), LATER), []);
     assert_eq!((link.status().held_bytes, link.status().mirrors[0].state.name()), (0, "PAUSED"));
-    feed(&mut link, CloudInput::Mirrors(vec![mirror("orders", false), mirror("alarms", false)]), LATER);
+    feed(&mut link, CloudInput::Mirrors(link_of(false)), LATER);
     feed(&mut link, source(0, 1), LATER);
     feed(&mut link, CloudInput::TopicReady { mirror: MirrorId(0), partitions: 1 }, LATER);
     let recovery = Recovery { log_end: 1, last_sequence: Some(0), tail: Vec::new() };
@@ -304,4 +320,121 @@ fn an_unverified_tail_is_an_event() {
     let placed = Placed { mirror: 0, partition: 0, run: 1, unverified: true };
     let outputs = feed(&mut link, message(EdgeBody::Placed(placed)), LATER);
     assert!(matches!(&outputs[..], [CloudOutput::Event(CloudEvent::Unverified { partition: 0, .. })]));
+}
+
+type Told = Vec<(u32, String)>;
+
+/// Discovered topics and what follows: mirrors told, as number and name, and topics passed over.
+fn discover(link: &mut CloudLink, names: &[&str]) -> (Told, Vec<(String, PassedOver)>) {
+    let names = names.iter().map(|&name| name.to_owned()).collect();
+    let outputs = feed(link, message(EdgeBody::Discovered(Topics { names })), LATER);
+    let mut passed_over = Vec::new();
+    for output in &outputs {
+        if let CloudOutput::Event(CloudEvent::MirrorPassedOver { topic, reason }) = output {
+            passed_over.push((topic.to_string(), *reason));
+        }
+    }
+    let discovered = |output: &&CloudOutput| matches!(output, CloudOutput::Event(CloudEvent::MirrorDiscovered { .. }));
+    let told = mirrors_told(&outputs);
+    assert_eq!(outputs.iter().filter(discovered).count(), told.len());
+    assert_eq!(outputs.len(), told.len() * 2 + passed_over.len(), "{outputs:?}");
+    (told, passed_over)
+}
+
+fn mirrors_told(outputs: &[CloudOutput]) -> Told {
+    let mut told = Vec::new();
+    for output in outputs {
+        if let CloudOutput::Send(CloudMessage { body: Some(CloudBody::Mirror(mirror)) }) = output {
+            told.push((mirror.mirror, mirror.topic.clone()));
+        }
+    }
+    told
+}
+
+fn filters_told(outputs: &[CloudOutput]) -> Vec<Vec<String>> {
+    let mut told = Vec::new();
+    for output in outputs {
+        if let CloudOutput::Send(CloudMessage { body: Some(CloudBody::Filters(filters)) }) = output {
+            told.push(filters.patterns.clone());
+        }
+    }
+    told
+}
+
+fn told(mirrors: &[(u32, &str)]) -> Told {
+    mirrors.iter().map(|&(id, topic)| (id, topic.to_owned())).collect()
+}
+
+#[test]
+fn topics_become_mirrors_as_they_appear() {
+    let renamed = MirrorSettings {
+        source: TopicName::new("sensor.raw").expect("legal"),
+        topic: TopicName::new("sensor.kept").expect("legal"),
+        paused: false,
+    };
+    let mut session = open();
+    let settings = link(&[mirror("orders", false), mirror("alarms", false), renamed], &["sensor.*", "_*"]);
+    let outputs = feed(&mut session, CloudInput::Mirrors(settings), NOW);
+    assert_eq!(filters_told(&outputs), [["sensor.*", "_*"]]);
+    let names =
+        ["sensor.1", "sensor.raw", "sensor.kept", "orders", "other", "_tombolo", "__consumer_offsets", "sensor.1"];
+    let (mirrors, passed_over) = discover(&mut session, &names);
+    assert_eq!(mirrors, told(&[(3, "sensor.1")]), "a named mirror keeps its topic, a name of no filter is nothing");
+    let reserved = ["sensor.kept", "_tombolo"].map(|topic| (topic.to_owned(), PassedOver::Reserved));
+    let internal = ("__consumer_offsets".to_owned(), PassedOver::Internal);
+    assert_eq!(passed_over, [&reserved[..], &[internal]].concat());
+    assert_eq!(discover(&mut session, &names), (Vec::new(), Vec::new()), "told once");
+    // From here on it is a mirror like any other.
+    let outputs = feed(&mut session, source(3, 1), LATER);
+    assert!(
+        matches!(&outputs[..], [CloudOutput::PrepareTopic { mirror: MirrorId(3), topic, .. }] if topic.as_str() == "sensor.1")
+    );
+}
+
+#[test]
+fn filters_are_told_again_only_when_they_change() {
+    let mirrors = [mirror("orders", false), mirror("alarms", false)];
+    let mut session = open();
+    let mut told = |filters: &[&str]| {
+        let outputs = feed(&mut session, CloudInput::Mirrors(link(&mirrors, filters)), LATER);
+        filters_told(&outputs)
+    };
+    assert_eq!(told(&[]), Vec::<Vec<String>>::new());
+    assert_eq!(told(&["a*"]), [["a*"]]);
+    assert_eq!(told(&["a*"]), Vec::<Vec<String>>::new());
+    assert_eq!(told(&[]), [Vec::<String>::new()]);
+}
+
+#[test]
+fn a_discovered_mirror_lasts_as_long_as_its_filter() {
+    let mirrors = [mirror("orders", false), mirror("alarms", false)];
+    let mut session = open();
+    feed(&mut session, CloudInput::Mirrors(link(&mirrors, &["sensor*"])), LATER);
+    assert_eq!(discover(&mut session, &["sensor1"]).0, told(&[(2, "sensor1")]));
+    let mut state = |mirrors: &[MirrorSettings], filters: &[&str]| {
+        feed(&mut session, CloudInput::Mirrors(link(mirrors, filters)), LATER);
+        session.status().mirrors[2].state.name()
+    };
+    assert_eq!(state(&mirrors, &["sensor*", "b*"]), "PENDING_MIRROR");
+    assert_eq!(state(&mirrors, &["b*"]), "PAUSED");
+    assert_eq!(state(&mirrors, &["sensor1"]), "PENDING_MIRROR");
+    let named = [&mirrors[..], &[mirror("sensor1", true)]].concat();
+    assert_eq!(state(&named, &["sensor1"]), "PAUSED", "a mirror by name has the last word");
+}
+
+#[test]
+fn discovered_topics_are_bounded() {
+    for names in [vec!["a/b".to_owned()], vec!["a".to_owned(); MAX_ENTRIES + 1]] {
+        let mut session = open();
+        let outputs = feed(&mut session, message(EdgeBody::Discovered(Topics { names })), LATER);
+        assert_eq!(close_code(&outputs), Some(Protocol));
+    }
+    let mut session = open();
+    feed(&mut session, CloudInput::Mirrors(link(&[], &["t*"])), LATER);
+    for from in (0..crate::limits::MAX_MIRRORS).step_by(1_000) {
+        let names: Vec<String> = (from..from + 1_000).map(|at| format!("t{at}")).collect();
+        discover(&mut session, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    assert_eq!(session.status().mirrors.len(), crate::limits::MAX_MIRRORS);
+    assert_eq!(discover(&mut session, &["t"]), (Vec::new(), vec![("t".to_owned(), PassedOver::Limit)]));
 }

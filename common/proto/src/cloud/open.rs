@@ -1,16 +1,18 @@
 //! A session that holds its link: the mirrors and what goes on in them.
 
+mod wanted;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::status::{CloudPartitionStatus, CloudStatus, MirrorState, MirrorStatus};
-use super::{CloudConfig, CloudEvent, CloudInput, CloudOutput, MirrorSettings};
+use super::{CloudConfig, CloudEvent, CloudInput, CloudOutput, LinkSettings, MirrorSettings};
 use crate::failure::{Failure, FailureCode, cut};
 use crate::frame::Frame;
-use crate::id::{MirrorId, Offset, Partition, Term, Time};
+use crate::id::{MirrorId, Offset, Partition, Term, Time, TopicName};
 use crate::limits::{MAX_CONFIGS, MAX_ENTRIES, MAX_PARTITIONS};
 use crate::mirror::{Decision, Mirror as PartitionMirror, MirrorOutput};
 use crate::wire::{
-    CloudBody, CloudMessage, EdgeBody, Failed, Hello, Mirror, PartitionOffset, Placed, Position, Positions, Source,
+    CloudBody, CloudMessage, EdgeBody, Failed, Hello, PartitionOffset, Placed, Position, Positions, Source,
     TopicConfig, VERSIONS, Welcome,
 };
 
@@ -64,7 +66,10 @@ pub(super) struct Open {
     max_frame_bytes: usize,
     agent_software: String,
     source_cluster_id: String,
+    link: LinkSettings,
     mirrors: Vec<OpenMirror>,
+    /// Discovered topics that are no mirrors and were told as an event; at most [`MAX_ENTRIES`].
+    passed_over: BTreeSet<TopicName>,
     held_bytes: usize,
     unconfirmed: BTreeSet<Key>,
     timeouts: BTreeMap<Key, Time>,
@@ -87,7 +92,7 @@ impl Open {
                 credit_bytes: config.credit_bytes as u64,
                 max_frame_bytes: max_frame_bytes as u64,
                 software: config.software.clone(),
-                mirrors: u32::try_from(config.mirrors.len()).unwrap_or(u32::MAX),
+                mirrors: u32::try_from(config.link.mirrors.len()).unwrap_or(u32::MAX),
             }),
         );
         let mut open = Self {
@@ -98,12 +103,16 @@ impl Open {
             max_frame_bytes,
             agent_software: cut(hello.software.clone()),
             source_cluster_id: cut(hello.cluster_id.clone()),
+            link: LinkSettings::default(),
             mirrors: Vec::new(),
+            passed_over: BTreeSet::new(),
             held_bytes: 0,
             unconfirmed: BTreeSet::new(),
             timeouts: BTreeMap::new(),
         };
-        open.apply_settings(config.mirrors.clone(), out);
+        open.apply_settings(config.link.clone(), out);
+        // The end of the list, so also where there are none.
+        open.tell_filters(out);
         open
     }
 
@@ -143,7 +152,13 @@ impl Open {
             CloudInput::LeaderMoved { mirror, partition } => {
                 self.with_partition((mirror, partition), now, out, |open| open.mirror.look_again());
             }
-            CloudInput::Mirrors(mirrors) => self.apply_settings(mirrors, out),
+            CloudInput::Mirrors(link) => {
+                let changed = link.filters != self.link.filters;
+                self.apply_settings(link, out);
+                if changed {
+                    self.tell_filters(out);
+                }
+            }
             CloudInput::Timeout => self.timeout(now, out),
             CloudInput::Claimed { .. }
             | CloudInput::ClaimFailed { .. }
@@ -183,7 +198,7 @@ impl Open {
                 self.fail(id, failed.failure(), true, out);
                 Ok(())
             }
-            Some(EdgeBody::Discovered(_)) => Ok(()),
+            Some(EdgeBody::Discovered(topics)) => self.discovered(&topics, out),
             Some(EdgeBody::SourcePositions(positions)) => self.source_positions(&positions),
             // Close is handled before; a message that this version does not know is passed over.
             Some(EdgeBody::Close(_)) | None => Ok(()),
@@ -337,36 +352,6 @@ impl Open {
                 self.with_partition(key, now, out, |open| open.mirror.handle_timeout(now));
             }
         }
-    }
-
-    /// Brings the session's mirrors in line with the operator's: by source topic; a mirror that is gone is paused.
-    fn apply_settings(&mut self, wanted: Vec<MirrorSettings>, out: &mut VecDeque<CloudOutput>) {
-        for at in 0..self.mirrors.len() {
-            let id = MirrorId(u32::try_from(at).unwrap_or(u32::MAX));
-            let Some(mirror) = self.mirror(id) else { continue };
-            let paused = wanted.iter().find(|new| new.source == mirror.settings.source).is_none_or(|new| new.paused);
-            if paused != mirror.settings.paused {
-                mirror.settings.paused = paused;
-                mirror.phase = if paused { Phase::Paused } else { Phase::AwaitSource };
-                self.stop_partitions(id);
-                self.announce(id, out);
-            }
-        }
-        for settings in wanted {
-            if self.mirrors.iter().any(|mirror| mirror.settings.source == settings.source) {
-                continue;
-            }
-            let id = MirrorId(u32::try_from(self.mirrors.len()).unwrap_or(u32::MAX));
-            let phase = if settings.paused { Phase::Paused } else { Phase::AwaitSource };
-            self.mirrors.push(OpenMirror { settings, phase, source: None, partitions: Vec::new() });
-            self.announce(id, out);
-        }
-    }
-
-    fn announce(&mut self, id: MirrorId, out: &mut VecDeque<CloudOutput>) {
-        let Some(mirror) = self.mirror(id) else { return };
-        let topic = mirror.settings.source.as_str().to_owned();
-        send(out, CloudBody::Mirror(Mirror { mirror: id.0, topic, paused: mirror.settings.paused }));
     }
 
     fn fail(&mut self, id: MirrorId, failure: Failure, told_by_agent: bool, out: &mut VecDeque<CloudOutput>) {
