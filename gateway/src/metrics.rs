@@ -12,17 +12,23 @@ const MIRRORS: &str = "tombolo_gateway_mirrors";
 const SESSIONS: &str = "tombolo_gateway_sessions_total";
 const CONFIRMED_BYTES: &str = "tombolo_gateway_confirmed_bytes_total";
 const RECEIVED_BYTES: &str = "tombolo_gateway_received_bytes_total";
+const INCARNATIONS_REFUSED: &str = "tombolo_gateway_incarnations_refused_total";
 const HELD_BYTES: &str = "tombolo_gateway_held_bytes";
 const STALE: &str = "tombolo_gateway_stale_answers_total";
 const DUPLICATES: &str = "tombolo_gateway_duplicates_discarded_total";
 const WRITE_SECONDS: &str = "tombolo_gateway_write_seconds";
 
-const DESCRIPTIONS: [Description; 11] = [
+const DESCRIPTIONS: [Description; 12] = [
     Description { kind: Kind::Counter, name: HANDSHAKES, help: "Connections whose TLS handshake was completed" },
     Description { kind: Kind::Counter, name: REFUSED, help: "Connections refused, by reason" },
     Description { kind: Kind::Gauge, name: SITES, help: "Links of the settings, by state" },
     Description { kind: Kind::Gauge, name: MIRRORS, help: "Mirrors, by state" },
     Description { kind: Kind::Counter, name: SESSIONS, help: "Sessions that took their link" },
+    Description {
+        kind: Kind::Counter,
+        name: INCARNATIONS_REFUSED,
+        help: "Sessions refused because another agent with the link's certificate came later",
+    },
     Description {
         kind: Kind::Counter,
         name: CONFIRMED_BYTES,
@@ -51,6 +57,7 @@ pub(crate) fn describe_all() {
     for kind in ["sequence", "shifted", "lease"] {
         stale_answers(kind, 0);
     }
+    counter!(INCARNATIONS_REFUSED).increment(0);
     counter!(DUPLICATES).increment(0);
     counter!(CONFIRMED_BYTES).increment(0);
     counter!(RECEIVED_BYTES).increment(0);
@@ -66,6 +73,10 @@ pub(crate) fn refused(reason: &'static str) {
 
 pub(crate) fn session_began() {
     counter!(SESSIONS).increment(1);
+}
+
+pub(crate) fn incarnation_refused() {
+    counter!(INCARNATIONS_REFUSED).increment(1);
 }
 
 pub(crate) fn confirmed_bytes(bytes: usize) {

@@ -7,13 +7,14 @@
 //! Must never: give a session a term it did not read back; count a look at the registry from later than it was asked
 //! for.
 
+mod incarnation;
 mod lease;
 mod record;
 mod store;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tombolo_kafka::Cluster;
@@ -26,6 +27,8 @@ use tombolo_service::readiness::Latch;
 
 use crate::clock::Clock;
 use crate::settings::RegistrySettings;
+pub(crate) use incarnation::{Claimant, Replaced};
+use incarnation::{Former, Incarnations};
 pub(crate) use lease::SessionLease;
 use record::TermRecord;
 pub(crate) use store::{Store, StoreError};
@@ -49,6 +52,8 @@ pub(crate) struct Claim {
     pub(crate) write_after: Time,
     /// What a successor waits where the earlier holder may still be at it.
     pub(crate) patience: Duration,
+    /// When the agent's process was first seen, where it tells who it is.
+    pub(crate) agent_since: Option<SystemTime>,
 }
 
 /// Why no term could be taken.
@@ -58,6 +63,9 @@ pub(crate) enum ClaimError {
     Deadline { last: Option<StoreError> },
     #[error(transparent)]
     Refused(StoreError),
+    /// Another process of the agent's has taken the link.
+    #[error("{0}")]
+    Replaced(Replaced),
 }
 
 struct Last<'a>(Option<&'a StoreError>);
@@ -108,11 +116,12 @@ struct Trouble {
 }
 
 /// The latest record of a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Held {
     term: Term,
     here: bool,
     lease: Duration,
+    incarnations: Incarnations,
 }
 
 impl Registry {
@@ -260,20 +269,26 @@ impl Registry {
         });
     }
 
-    /// Takes the next term of a link.
-    pub(crate) async fn claim(&self, link: &LinkName) -> Result<Claim, ClaimError> {
+    /// Takes the next term of a link, unless another process of its agent has taken the claimant's place.
+    pub(crate) async fn claim(&self, link: &LinkName, claimant: Claimant) -> Result<Claim, ClaimError> {
         let mut last = None;
-        let claimed = tokio::time::timeout(CLAIM_DEADLINE, self.claim_in_turn(link, &mut last)).await;
+        let claimed = tokio::time::timeout(CLAIM_DEADLINE, self.claim_in_turn(link, claimant, &mut last)).await;
         claimed.unwrap_or(Err(ClaimError::Deadline { last }))
     }
 
-    async fn claim_in_turn(&self, link: &LinkName, last: &mut Option<StoreError>) -> Result<Claim, ClaimError> {
+    async fn claim_in_turn(
+        &self,
+        link: &LinkName,
+        claimant: Claimant,
+        last: &mut Option<StoreError>,
+    ) -> Result<Claim, ClaimError> {
         let _turn = self.shared.turn.lock().await;
         let mut backoff = FIRST_BACKOFF;
         loop {
-            match self.try_claim(link).await {
-                Ok(Some(claim)) => return Ok(claim),
-                Ok(None) => {}
+            match self.try_claim(link, claimant).await {
+                Ok(Tried::Taken(claim)) => return Ok(claim),
+                Ok(Tried::Replaced(replaced)) => return Err(ClaimError::Replaced(replaced)),
+                Ok(Tried::Outrun) => {}
                 Err(error) => {
                     let refused = matches!(
                         error.code(),
@@ -291,15 +306,21 @@ impl Registry {
         }
     }
 
-    /// One try; `None` where somebody else was faster.
-    async fn try_claim(&self, link: &LinkName) -> Result<Option<Claim>, StoreError> {
+    async fn try_claim(&self, link: &LinkName, claimant: Claimant) -> Result<Tried, StoreError> {
         let shared = &*self.shared;
         let end = shared.store.end().await?;
         shared.followed_to(end.offset).await;
-        let before = shared.view().links.get(link).copied();
-        let term = Term(before.map_or(0, |held| held.term.0) + 1);
+        let before = shared.view().links.get(link).cloned();
+        let known = before.as_ref().map_or_else(Incarnations::default, |held| held.incarnations.clone());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let (incarnations, former) = match known.claim(claimant, now) {
+            Ok(next) => next,
+            Err(replaced) => return Ok(Tried::Replaced(replaced)),
+        };
+        let term = Term(before.as_ref().map_or(0, |held| held.term.0) + 1);
         let lease_ms = u64::try_from(shared.lease.as_millis()).unwrap_or(u64::MAX);
-        let record = TermRecord::new(link, term, shared.instance, lease_ms);
+        let mut record = TermRecord::new(link, term, shared.instance, lease_ms);
+        incarnations.write(&mut record);
         let answer = shared.store.append(TermRecord::key(link), record.value(), end).await;
         let appended_to = match &answer {
             Ok(offset) => offset + 1,
@@ -307,16 +328,41 @@ impl Registry {
             Err(_) => shared.store.end().await?.offset,
         };
         shared.followed_to(appended_to).await;
-        let claim = shared.believe(link, term, before);
+        let claim = shared.believe(link, term, before.as_ref());
         match (claim, answer) {
-            (Some(claim), _) => Ok(Some(claim)),
+            (Some(claim), _) => {
+                if let Some(former) = former {
+                    tell_replaced(link, claimant, &former);
+                }
+                Ok(Tried::Taken(claim))
+            }
             (None, Err(error)) if error.code() != Some(ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER) => Err(error),
-            (None, _) => Ok(None),
+            (None, _) => Ok(Tried::Outrun),
         }
     }
 
     fn topic_error(&self, code: ErrorCode) -> StoreError {
         StoreError::Topic { topic: Arc::clone(self.shared.store.topic()), code }
+    }
+}
+
+/// What came of one try to take a term.
+enum Tried {
+    Taken(Claim),
+    /// Somebody else was faster.
+    Outrun,
+    Replaced(Replaced),
+}
+
+fn tell_replaced(link: &LinkName, claimant: Claimant, former: &Former) {
+    let (now_at, before_at) = (claimant.address, &former.address);
+    if former.still_there {
+        tracing::warn!(
+            %link, %now_at, %before_at,
+            "another agent took the link while the one before was at work: do two boxes use its certificate?"
+        );
+    } else {
+        tracing::info!(%link, %now_at, %before_at, "the link's agent was started anew");
     }
 }
 
@@ -330,6 +376,7 @@ impl Shared {
             term: Term(record.term),
             here: record.is_of(self.instance),
             lease: Duration::from_millis(record.lease_ms),
+            incarnations: Incarnations::of_record(record),
         };
         // Later records win: of two gateways that take one term, the broker appends one.
         self.view().links.insert(link, held);
@@ -343,11 +390,12 @@ impl Shared {
     }
 
     /// The claim, if the latest record of the link is ours.
-    fn believe(&self, link: &LinkName, term: Term, before: Option<Held>) -> Option<Claim> {
+    fn believe(&self, link: &LinkName, term: Term, before: Option<&Held>) -> Option<Claim> {
         let now = self.clock.now();
         let patience = self.lease.max(before.map_or(Duration::ZERO, |held| held.lease)) + self.settle;
         let mut view = self.view();
-        let held = view.links.get(link).copied().filter(|held| held.term == term && held.here)?;
+        let held = view.links.get(link).filter(|held| held.term == term && held.here)?;
+        let agent_since = held.incarnations.since();
         let earliest = match before {
             Some(before) if !before.here => now + patience,
             Some(_) | None => now,
@@ -356,12 +404,12 @@ impl Shared {
         let carried = view.write_after.get(link).copied().unwrap_or_default();
         let write_after = earliest.max(carried);
         view.write_after.insert(link.clone(), write_after);
-        let lease = Arc::new(SessionLease::new(link.clone(), held.term, self.lease, self.clock));
+        let lease = Arc::new(SessionLease::new(link.clone(), term, self.lease, self.clock));
         if let Some(looked) = view.looked {
-            lease.looked(looked, held.term);
+            lease.looked(looked, term);
         }
         view.leases.push(Arc::downgrade(&lease));
-        Some(Claim { lease, write_after, patience })
+        Some(Claim { lease, write_after, patience, agent_since })
     }
 }
 

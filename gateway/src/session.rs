@@ -25,6 +25,7 @@ use crate::metrics;
 use crate::recover::{Found, RecoverError};
 use crate::registry::Claim;
 use crate::shared::{Presence, Shared};
+use crate::status::Agent;
 use duties::Duties;
 
 /// Answers of tasks waiting for the loop.
@@ -207,7 +208,7 @@ impl Session {
                     self.outbox_bytes += bytes.len();
                     self.outbox.push_back(bytes);
                 }
-                CloudOutput::Claim => self.duties.claim(),
+                CloudOutput::Claim { incarnation } => self.duties.claim(incarnation, self.carrier.remote().ip()),
                 CloudOutput::PrepareTopic { mirror, topic, partitions, configs } => {
                     self.duties.prepare(mirror, crate::topics::Wanted { topic, partitions, configs });
                 }
@@ -233,8 +234,8 @@ impl Session {
 
     fn publish(&self) {
         if let Some(term) = self.machine.term() {
-            let (remote, rtt) = (self.carrier.remote(), self.carrier.rtt());
-            self.shared.board.publish(&self.link, term, remote, rtt, self.machine.status());
+            let agent = Agent { address: self.carrier.remote(), since: self.duties.agent_since() };
+            self.shared.board.publish(&self.link, term, agent, self.carrier.rtt(), self.machine.status());
         }
     }
 

@@ -96,20 +96,27 @@ impl Shared {
 }
 
 impl Presence {
+    /// Whether connections that were there before this one still are.
+    pub(crate) fn has_earlier(&self) -> bool {
+        !self.earlier().is_empty()
+    }
+
     /// Waits until the connections that were there before this one are gone.
     pub(crate) async fn alone(&self) {
-        let earlier: Vec<CancellationToken> = self
-            .shared
+        for gone in self.earlier() {
+            gone.cancelled().await;
+        }
+    }
+
+    fn earlier(&self) -> Vec<CancellationToken> {
+        self.shared
             .present()
             .get(&self.link)
             .into_iter()
             .flatten()
             .filter(|present| present.id < self.id)
             .map(|present| present.gone.clone())
-            .collect();
-        for gone in earlier {
-            gone.cancelled().await;
-        }
+            .collect()
     }
 }
 

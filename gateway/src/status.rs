@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -23,6 +23,14 @@ pub(crate) struct Board {
     links: Mutex<BTreeMap<LinkName, LinkView>>,
 }
 
+/// The agent at the other end of a session.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Agent {
+    pub(crate) address: SocketAddr,
+    /// When its process was first seen, where it tells who it is.
+    pub(crate) since: Option<SystemTime>,
+}
+
 /// The last word of one link.
 #[derive(Debug, Clone, Default)]
 struct LinkView {
@@ -31,14 +39,14 @@ struct LinkView {
     active: bool,
     /// Why there is no session.
     reason: String,
-    agent: Option<SocketAddr>,
+    agent: Option<Agent>,
     rtt: Option<Duration>,
     status: CloudStatus,
 }
 
 impl Board {
     /// What a session that holds its link has to say.
-    pub(crate) fn publish(&self, link: &LinkName, term: Term, agent: SocketAddr, rtt: Duration, status: CloudStatus) {
+    pub(crate) fn publish(&self, link: &LinkName, term: Term, agent: Agent, rtt: Duration, status: CloudStatus) {
         let mut links = self.links();
         let view = links.entry(link.clone()).or_default();
         if view.term <= term {
@@ -130,6 +138,8 @@ struct LinkShown {
 struct AgentShown {
     address: String,
     software: String,
+    /// When its process was first seen, RFC 3339.
+    since: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -178,9 +188,11 @@ fn link_shown(name: &LinkName, view: LinkView, settings: &LinkSettings) -> LinkS
         state: if view.active { ACTIVE } else { UNAVAILABLE },
         reason: (!view.active).then_some(reason),
         term: view.status.term.map(|term| term.0),
-        agent: view
-            .agent
-            .map(|address| AgentShown { address: address.to_string(), software: view.status.agent_software }),
+        agent: view.agent.map(|agent| AgentShown {
+            address: agent.address.to_string(),
+            software: view.status.agent_software,
+            since: agent.since.map(|since| humantime::format_rfc3339_seconds(since).to_string()),
+        }),
         source_cluster_id: Some(view.status.source_cluster_id).filter(|id| !id.is_empty()),
         rtt_ms: view.rtt.map(|rtt| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX)),
         held_bytes: view.status.held_bytes,
@@ -266,11 +278,14 @@ mod tests {
         let board = Board::default();
         let agent = "127.0.0.1:5".parse().unwrap();
         let failure = Failure::at(FailureCode::ForeignWrite, 0, 5, "3 records").until(8);
+        let since = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(1_790_164_801));
+        let agent = Agent { address: agent, since };
         board.publish(&link(), Term(1), agent, Duration::from_millis(40), status(MirrorState::Failed(failure)));
         let shown = board.document(&Links::new());
         assert_eq!(shown["links"][0]["state"], "ACTIVE");
         assert_eq!(shown["links"][0]["mirrors"][1]["lag"], 4);
         assert_eq!(shown["links"][0]["rtt_ms"], 40);
+        assert_eq!(shown["links"][0]["agent"]["since"], "2026-09-23T12:00:01Z");
         board.ended(&link(), Term(1), "timed out");
         let shown = board.document(&Links::new());
         let link = &shown["links"][0];
@@ -286,6 +301,7 @@ mod tests {
     fn an_older_session_does_not_overwrite_a_newer_one() {
         let board = Board::default();
         let agent = "127.0.0.1:5".parse().unwrap();
+        let agent = Agent { address: agent, since: None };
         board.publish(&link(), Term(2), agent, Duration::ZERO, status(MirrorState::Active));
         board.ended(&link(), Term(1), "superseded");
         assert_eq!(board.document(&Links::new())["links"][0]["state"], "ACTIVE");

@@ -3,7 +3,7 @@
 //! ```text
 //!             Hello               Claimed
 //!  AwaitHello -----> Claiming ---------------> Open
-//!       |               |  ClaimFailed          |  Superseded, Shutdown, protocol breach
+//!       |               |  ClaimFailed, Refused |  Superseded, Shutdown, protocol breach
 //!       +---------------+-----------------------+------------------------------> Closed
 //! ```
 //!
@@ -65,6 +65,11 @@ pub enum CloudInput {
     /// The registry could not be written.
     ClaimFailed {
         /// Why, for people.
+        reason: String,
+    },
+    /// Another incarnation of the agent has taken the link from this one, which is not served any more.
+    Refused {
+        /// When and from where, for people.
         reason: String,
     },
     /// The mirror topic exists with this many partitions.
@@ -140,8 +145,11 @@ pub enum CloudInput {
 pub enum CloudOutput {
     /// Send a control message.
     Send(CloudMessage),
-    /// Write the link's next term to the registry and answer with `Claimed` or `ClaimFailed`.
-    Claim,
+    /// Write the link's next term to the registry and answer with `Claimed`, `ClaimFailed` or `Refused`.
+    Claim {
+        /// The agent's process, as it told; 0 where it did not.
+        incarnation: u64,
+    },
     /// Create the mirror topic, or bring it to at least this many partitions; answer with a Topic input.
     PrepareTopic {
         /// The mirror.
@@ -300,6 +308,7 @@ impl CloudLink {
             (State::Claiming { .. }, CloudInput::ClaimFailed { reason }) => {
                 self.close(CloseCode::Unavailable, format!("the registry cannot be written: {reason}"))
             }
+            (State::Claiming { .. }, CloudInput::Refused { reason }) => self.close(CloseCode::Superseded, reason),
             (State::Claiming { .. }, CloudInput::Message(_)) => {
                 self.close(CloseCode::Protocol, "a message before the Welcome")
             }
@@ -312,6 +321,7 @@ impl CloudLink {
                 state @ (State::AwaitHello | State::Claiming { .. }),
                 CloudInput::Claimed { .. }
                 | CloudInput::ClaimFailed { .. }
+                | CloudInput::Refused { .. }
                 | CloudInput::TopicReady { .. }
                 | CloudInput::TopicUnavailable { .. }
                 | CloudInput::TopicFailed { .. }
@@ -365,7 +375,7 @@ impl CloudLink {
             );
             return self.close(CloseCode::Version, reason);
         }
-        self.outputs.push_back(CloudOutput::Claim);
+        self.outputs.push_back(CloudOutput::Claim { incarnation: hello.incarnation });
         State::Claiming { hello }
     }
 

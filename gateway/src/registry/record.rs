@@ -30,6 +30,35 @@ pub(super) struct TermRecord {
     /// Its lease in milliseconds: a successor waits for the longer of both.
     #[prost(uint64, tag = "6")]
     pub(super) lease_ms: u64,
+    /// When the term was taken, in seconds since 1970.
+    #[prost(uint64, tag = "7")]
+    pub(super) taken_at: u64,
+    /// The agent's process that is served; none where it never told.
+    #[prost(message, optional, tag = "8")]
+    pub(super) incarnation: Option<IncarnationRecord>,
+    /// Processes that were served before, the last one first.
+    #[prost(message, repeated, tag = "9")]
+    pub(super) replaced: Vec<IncarnationRecord>,
+}
+
+/// A process of the agent's.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct IncarnationRecord {
+    /// Drawn by the agent, not 0.
+    #[prost(fixed64, tag = "1")]
+    pub(super) incarnation: u64,
+    /// When it was first seen, in seconds since 1970.
+    #[prost(uint64, tag = "2")]
+    pub(super) since: u64,
+    /// IP address it was last seen at.
+    #[prost(string, tag = "3")]
+    pub(super) address: String,
+    /// When another took its place, in seconds since 1970; 0 while none has.
+    #[prost(uint64, tag = "4")]
+    pub(super) replaced_at: u64,
+    /// Where the other came from.
+    #[prost(string, tag = "5")]
+    pub(super) replaced_from: String,
 }
 
 /// Why a record says nothing.
@@ -52,6 +81,9 @@ impl TermRecord {
             instance: instance.to_be_bytes().to_vec(),
             software: env!("CARGO_PKG_VERSION").to_owned(),
             lease_ms,
+            taken_at: 0,
+            incarnation: None,
+            replaced: Vec::new(),
         }
     }
 
@@ -111,6 +143,19 @@ mod tests {
         golden.extend_from_slice(&[0x18, 0xac, 0x02, 0x22, 0x10]);
         golden.extend_from_slice(&1_u128.to_be_bytes());
         golden.extend_from_slice(&[0x2a, 0x01, b'x', 0x30, 0xb8, 0x17]);
+        assert_eq!(record.value(), golden, "as it was before incarnations");
+        record.taken_at = 5;
+        record.incarnation = Some(IncarnationRecord {
+            incarnation: 1,
+            since: 2,
+            address: "a".to_owned(),
+            ..IncarnationRecord::default()
+        });
+        record.replaced =
+            vec![IncarnationRecord { replaced_at: 3, replaced_from: "b".to_owned(), ..IncarnationRecord::default() }];
+        golden.extend_from_slice(&[0x38, 0x05]);
+        golden.extend_from_slice(&[0x42, 14, 0x09, 1, 0, 0, 0, 0, 0, 0, 0, 0x10, 2, 0x1a, 1, b'a']);
+        golden.extend_from_slice(&[0x4a, 5, 0x20, 3, 0x2a, 1, b'b']);
         assert_eq!(record.value(), golden);
     }
 

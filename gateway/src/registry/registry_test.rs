@@ -40,15 +40,15 @@ fn a_term_is_believed_only_when_read_back() {
 fn a_successor_waits_for_the_longer_lease_and_the_settle_time() {
     let registry = registry();
     registry.shared.learn(link(), &record(&registry, 1, false));
-    let before = registry.shared.view().links.get(&link()).copied();
+    let before = registry.shared.view().links.get(&link()).cloned();
     registry.shared.learn(link(), &record(&registry, 2, true));
     let now = registry.shared.clock.now();
-    let claim = registry.shared.believe(&link(), Term(2), before).unwrap();
+    let claim = registry.shared.believe(&link(), Term(2), before.as_ref()).unwrap();
     assert!(claim.write_after >= now + Duration::from_secs(6), "{:?}", claim.write_after);
     // The same process takes over from itself: nothing to add, but the first holder's time still runs.
-    let before = registry.shared.view().links.get(&link()).copied();
+    let before = registry.shared.view().links.get(&link()).cloned();
     registry.shared.learn(link(), &record(&registry, 3, true));
-    let next = registry.shared.believe(&link(), Term(3), before).unwrap();
+    let next = registry.shared.believe(&link(), Term(3), before.as_ref()).unwrap();
     assert_eq!(next.write_after, claim.write_after);
 }
 
@@ -77,4 +77,25 @@ fn a_look_tells_every_session_of_a_newer_term() {
     drop(claim);
     registry.looked(registry.shared.clock.now());
     assert!(registry.shared.view().leases.is_empty());
+}
+
+#[test]
+fn the_record_that_is_read_back_tells_whose_process_is_served() {
+    let registry = registry();
+    let claimant = Claimant { incarnation: 7, address: [10, 0, 0, 1].into(), earlier_connected: false };
+    let (incarnations, former) = Incarnations::default().claim(claimant, 1_000).unwrap();
+    assert_eq!(former, None);
+    let mut own = record(&registry, 1, true);
+    incarnations.write(&mut own);
+    registry.shared.learn(link(), &own);
+    let claim = registry.shared.believe(&link(), Term(1), None).unwrap();
+    assert_eq!(claim.agent_since, UNIX_EPOCH.checked_add(Duration::from_secs(1_000)));
+    let held = registry.shared.view().links.get(&link()).cloned().unwrap();
+    let other = Claimant { incarnation: 8, ..claimant };
+    let (incarnations, _) = held.incarnations.claim(other, 2_000).unwrap();
+    let mut theirs = record(&registry, 2, false);
+    incarnations.write(&mut theirs);
+    registry.shared.learn(link(), &theirs);
+    let held = registry.shared.view().links.get(&link()).cloned().unwrap();
+    assert!(held.incarnations.claim(claimant, 3_000).is_err(), "the older one is refused by every gateway");
 }

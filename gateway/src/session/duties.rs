@@ -1,8 +1,9 @@
 //! What a session has tasks do: take the link, make topics ready, read log ends, append batches.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
@@ -19,7 +20,7 @@ use tombolo_service::tasks::Tasks;
 use super::Event;
 use crate::metrics;
 use crate::recover::{self, Found, Place, RecoverError};
-use crate::registry::{Claim, SessionLease};
+use crate::registry::{Claim, ClaimError, Claimant, SessionLease};
 use crate::shared::{Presence, Shared};
 use crate::topics::{TopicError, Wanted};
 use crate::writer::{Job, Writers};
@@ -60,6 +61,7 @@ pub(super) struct Duties {
 #[derive(Debug)]
 struct Writing {
     lease: Arc<SessionLease>,
+    agent_since: Option<SystemTime>,
     cluster: Cluster,
     writers: Writers,
     /// Memory for the link's frames, given back with the session.
@@ -108,14 +110,24 @@ impl Duties {
         self.writing.as_ref().map(|writing| Arc::clone(&writing.lease))
     }
 
+    /// When the agent's process was first seen, where it tells who it is.
+    pub(super) fn agent_since(&self) -> Option<SystemTime> {
+        self.writing.as_ref().and_then(|writing| writing.agent_since)
+    }
+
     /// Takes the link: the term, the end of earlier sessions here, the memory.
-    pub(super) fn claim(&self) {
+    pub(super) fn claim(&self, incarnation: u64, address: IpAddr) {
+        let claimant = Claimant { incarnation, address, earlier_connected: self.presence.has_earlier() };
         let (shared, link) = (Arc::clone(&self.shared), self.link.clone());
         let presence = Arc::clone(&self.presence);
         self.spawn("claim", async move {
             let failed = |reason: String| Event::Input(CloudInput::ClaimFailed { reason });
-            let mut claim = match shared.registry.claim(&link).await {
+            let mut claim = match shared.registry.claim(&link, claimant).await {
                 Ok(claim) => claim,
+                Err(ClaimError::Replaced(replaced)) => {
+                    metrics::incarnation_refused();
+                    return Event::Input(CloudInput::Refused { reason: replaced.to_string() });
+                }
                 Err(error) => return failed(error.to_string()),
             };
             // Sessions of this process stop writing when they see the new term; nobody needs to wait for their lease.
@@ -210,7 +222,7 @@ impl Duties {
     }
 
     fn claimed(&mut self, claim: Claim, credit: tokio::sync::OwnedSemaphorePermit) -> CloudInput {
-        let Claim { lease, write_after, .. } = claim;
+        let Claim { lease, write_after, agent_since, .. } = claim;
         let guard = Arc::clone(&lease);
         let cluster = Cluster::new(self.shared.write_settings()).with_write_guard(Arc::new(move || guard.guard()));
         let writers = Writers::new(
@@ -224,7 +236,7 @@ impl Duties {
         metrics::session_began();
         let wait_ms = write_after.saturating_sub(self.shared.clock.now()).as_millis();
         tracing::info!(link = %self.link, term = term.0, wait_ms, "session holds the link");
-        self.writing = Some(Writing { lease, cluster, writers, _credit: credit });
+        self.writing = Some(Writing { lease, agent_since, cluster, writers, _credit: credit });
         CloudInput::Claimed { term, write_after }
     }
 

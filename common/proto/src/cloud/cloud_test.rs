@@ -78,7 +78,7 @@ fn feed(link: &mut CloudLink, input: CloudInput, now: Time) -> Vec<CloudOutput> 
 
 fn open() -> CloudLink {
     let mut link = fresh();
-    assert_eq!(feed(&mut link, hello(), NOW), [CloudOutput::Claim]);
+    assert_eq!(feed(&mut link, hello(), NOW), [CloudOutput::Claim { incarnation: 77 }]);
     let outputs = feed(&mut link, claimed(), NOW);
     assert!(matches!(
         &outputs[..],
@@ -116,7 +116,7 @@ fn close_code(outputs: &[CloudOutput]) -> Option<CloseCode> {
 
 #[test]
 fn every_state_meets_every_input() {
-    let inputs: [(&str, CloudInput); 16] = [
+    let inputs: [(&str, CloudInput); 17] = [
         ("hello", hello()),
         ("source", source(0, 1)),
         ("close", message(EdgeBody::Close(Close { code: 0, reason: "bye".to_owned() }))),
@@ -124,6 +124,7 @@ fn every_state_meets_every_input() {
         ("frame", frame(0, 0, 10)),
         ("claimed", claimed()),
         ("claim failed", CloudInput::ClaimFailed { reason: "no leader".to_owned() }),
+        ("refused", CloudInput::Refused { reason: "another agent took over".to_owned() }),
         ("topic ready", CloudInput::TopicReady { mirror: MirrorId(0), partitions: 1 }),
         ("topic unavailable", CloudInput::TopicUnavailable { mirror: MirrorId(0), reason: "x".to_owned() }),
         (
@@ -150,7 +151,7 @@ fn every_state_meets_every_input() {
     };
     let p = Some(Protocol);
     // Columns: await hello, claiming, open. A closed session answers nothing.
-    let expected: [[Option<CloseCode>; 3]; 16] = [
+    let expected: [[Option<CloseCode>; 3]; 17] = [
         [None, p, p],
         [p, p, None],
         [Some(Shutdown); 3],
@@ -158,6 +159,7 @@ fn every_state_meets_every_input() {
         [p, p, None],
         [None, None, None],
         [None, Some(Unavailable), None],
+        [None, Some(Superseded), None],
         [None; 3],
         [None; 3],
         [None; 3],

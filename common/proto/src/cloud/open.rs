@@ -162,6 +162,7 @@ impl Open {
             CloudInput::Timeout => self.timeout(now, out),
             CloudInput::Claimed { .. }
             | CloudInput::ClaimFailed { .. }
+            | CloudInput::Refused { .. }
             | CloudInput::Superseded { .. }
             | CloudInput::Breach { .. }
             | CloudInput::Shutdown => {}
