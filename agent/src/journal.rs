@@ -5,16 +5,30 @@
 //!
 //! | module | job |
 //! |---|---|
+//! | `segments` | [`SegmentJournal`]: a folder of redb files, the *segments*; `merge` copies survivors together, `readers` keeps a few files open |
+//! | `index` | what the segments hold of each partition |
+//! | `segment`, `schema` | one file: writing, reading; its tables and rows |
+//! | `disk`, `gauge` | the folder; how far a file is written |
 //! | `memory` | [`MemoryJournal`]: the contract without a disk, and with its failures to order, for the simulation |
 //!
 //! Must never: drop a frame whose end lies above the confirmed offset, unless it was told to discard it; answer a read
 //! with a frame whose checksum does not hold; go on after a failed write.
 
+mod disk;
+mod gauge;
+mod index;
 mod memory;
+mod schema;
+mod segment;
+mod segments;
 #[cfg(test)]
 mod spec_test;
 
+use std::path::PathBuf;
+
+pub use disk::{Disk, Folder, FolderFile};
 pub use memory::MemoryJournal;
+pub use segments::{Limits, SegmentJournal};
 
 use tombolo_proto::frame::Packed;
 use tombolo_proto::id::{Offset, Partition, TopicName};
@@ -106,6 +120,28 @@ pub enum JournalError {
         cause: String,
         /// What it costs.
         lost: Vec<LostRange>,
+    },
+    /// Another process has the folder open.
+    #[error("another agent uses the journal: it has locked {}", .lock.display())]
+    InUse {
+        /// The file whose lock is taken.
+        lock: PathBuf,
+    },
+    /// A newer release wrote a segment.
+    #[error("journal file {file} has format {found}, this release reads up to {known}: run the release that wrote it")]
+    Version {
+        /// Name of the file.
+        file: String,
+        /// Its format.
+        found: u64,
+        /// The newest format this release knows.
+        known: u64,
+    },
+    /// The folder cannot be read, or none of the files in it.
+    #[error("the journal cannot be opened: {cause}")]
+    Unusable {
+        /// What the system said.
+        cause: String,
     },
 }
 

@@ -9,7 +9,7 @@ use tombolo_proto::frame::Packed;
 use tombolo_proto::id::{Offset, Partition, TopicName};
 use tombolo_proto::wire::TailBatch;
 
-use super::{Journal, JournalError, JournalFrame, JournalRange, MemoryJournal};
+use super::{Journal, JournalError, JournalFrame, JournalRange, Limits, MemoryJournal, SegmentJournal};
 
 /// A journal to be tested, and how to open it anew.
 pub(super) trait Bench {
@@ -398,3 +398,30 @@ impl Bench for InMemory {
 }
 
 suite!(memory, super::InMemory, 256);
+
+/// Segments in a temporary folder, small ones so that the suite meets their borders.
+struct OnDisk {
+    folder: tempfile::TempDir,
+    limits: Limits,
+}
+
+impl Bench for OnDisk {
+    type Journal = SegmentJournal;
+
+    fn open(max_bytes: u64) -> (Self, SegmentJournal) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let limits = Limits { max_bytes: max_bytes * 2 + (1 << 20), segment_bytes: 1 << 20 };
+        let (journal, lost) = SegmentJournal::open(folder.path(), limits).expect("a new journal");
+        assert_eq!(lost, []);
+        (Self { folder, limits }, journal)
+    }
+
+    fn reopen(&mut self, journal: SegmentJournal) -> SegmentJournal {
+        drop(journal);
+        let (journal, lost) = SegmentJournal::open(self.folder.path(), self.limits).expect("a healthy journal");
+        assert_eq!(lost, []);
+        journal
+    }
+}
+
+suite!(segments, super::OnDisk, 32);
