@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod cloud;
 pub mod edge;
+pub mod export;
 pub mod failure;
 pub mod frame;
 pub mod id;

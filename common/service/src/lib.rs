@@ -9,6 +9,7 @@
 //! | [`shutdown`] | SIGTERM, SIGINT, SIGHUP |
 //! | [`tasks`] | named tasks; one that ends early ends the group |
 //! | [`tls`] | certificates and keys from PEM files |
+//! | [`signature`] | signatures by a certificate's key, SHA-256 |
 //! | [`metrics`] | the process-wide Prometheus recorder |
 //! | [`readiness`] | latches behind `/readyz` |
 //! | [`admin_http`] | `/livez`, `/readyz`, `/metrics`, `/status` on a thread of their own |
@@ -20,6 +21,7 @@ pub mod metrics;
 pub mod readiness;
 pub mod settings;
 pub mod shutdown;
+pub mod signature;
 pub mod status_client;
 pub mod tasks;
 pub mod tls;
