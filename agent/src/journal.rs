@@ -22,6 +22,8 @@ mod schema;
 mod segment;
 mod segments;
 #[cfg(test)]
+mod size_test;
+#[cfg(test)]
 mod spec_test;
 
 use std::path::PathBuf;

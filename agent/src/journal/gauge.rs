@@ -1,15 +1,19 @@
-//! How far a redb file is written, seen from below.
+//! How much of a redb file is written, seen from below.
 //!
-//! redb doubles a file as it grows, so most of the way the length says little: what lies behind the last byte written
-//! is a hole that takes no room on the disk.
+//! redb doubles a file as it grows, and does not fill it from the front. What was never written is a hole that takes no
+//! room on the disk; what was once written is used again as it becomes free, so the pages written are the most that were
+//! ever in use.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use redb::StorageBackend;
 
-/// Passes everything on to a file and notes how far it is written.
+const PAGE_BYTES: u64 = 4096;
+
+/// Passes everything on to a file and notes which pages are written.
 #[derive(Debug)]
 pub(super) struct Gauge<F> {
     file: F,
@@ -19,35 +23,65 @@ pub(super) struct Gauge<F> {
 /// What is known of the file.
 #[derive(Debug)]
 pub(super) struct Extent {
-    /// Offset after the last byte written; at the beginning the length, as nothing better is known.
-    written: AtomicU64,
     length: AtomicU64,
+    pages: Mutex<Pages>,
     retired: AtomicBool,
 }
 
+/// A set of page numbers: 8 KiB for a file of 256 MiB.
+#[derive(Debug, Default)]
+struct Pages {
+    bits: Vec<u64>,
+    count: u64,
+}
+
+impl Pages {
+    fn insert(&mut self, page: u64) {
+        let at = usize::try_from(page / 64).unwrap_or(usize::MAX);
+        if at >= self.bits.len() {
+            self.bits.resize(at + 1, 0);
+        }
+        if let Some(bits) = self.bits.get_mut(at) {
+            let bit = 1 << (page % 64);
+            self.count += u64::from(*bits & bit == 0);
+            *bits |= bit;
+        }
+    }
+}
+
 impl Extent {
+    /// Bytes of the pages that were written, and of those that were there at the beginning.
     pub(super) fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).count * PAGE_BYTES
     }
 
+    /// Length of the file.
     pub(super) fn length(&self) -> u64 {
         self.length.load(Ordering::Relaxed)
     }
 
-    /// Lets everything fail from here on: the file is about to be removed, and redb would write to it as it is closed.
+    /// Lets every change fail from here on: the file is about to be removed, and redb would write to it as it is closed.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Relaxed);
+    }
+
+    fn touch(&self, begin: u64, end: u64) {
+        self.length.fetch_max(end, Ordering::Relaxed);
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        for page in begin / PAGE_BYTES..end.div_ceil(PAGE_BYTES) {
+            pages.insert(page);
+        }
     }
 }
 
 impl<F: StorageBackend> Gauge<F> {
     pub(super) fn new(file: F) -> io::Result<(Self, Arc<Extent>)> {
-        let length = file.len()?;
         let extent = Arc::new(Extent {
-            written: AtomicU64::new(length),
-            length: AtomicU64::new(length),
+            length: AtomicU64::new(0),
+            pages: Mutex::new(Pages::default()),
             retired: AtomicBool::new(false),
         });
+        extent.touch(0, file.len()?);
         Ok((Self { file, extent: Arc::clone(&extent) }, extent))
     }
 
@@ -69,7 +103,6 @@ impl<F: StorageBackend> StorageBackend for Gauge<F> {
         self.check()?;
         self.file.set_len(len)?;
         self.extent.length.store(len, Ordering::Relaxed);
-        self.extent.written.fetch_min(len, Ordering::Relaxed);
         Ok(())
     }
 
@@ -81,9 +114,7 @@ impl<F: StorageBackend> StorageBackend for Gauge<F> {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check()?;
         self.file.write(offset, data)?;
-        let end = offset + data.len() as u64;
-        self.extent.written.fetch_max(end, Ordering::Relaxed);
-        self.extent.length.fetch_max(end, Ordering::Relaxed);
+        self.extent.touch(offset, offset + data.len() as u64);
         Ok(())
     }
 

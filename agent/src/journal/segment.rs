@@ -25,6 +25,8 @@ const WRITER_CACHE: usize = 1 << 20;
 const READER_CACHE: usize = 256 << 10;
 /// Length of a file with nothing in it.
 pub(super) const EMPTY_BYTES: u64 = 72 << 10;
+/// What of it is no page that redb gives out.
+const HEADER_BYTES: u64 = 4 << 10;
 /// What a commit takes beyond its rows: inner pages of five trees, and the list of pages it frees.
 const COMMIT_BYTES: u64 = 64 << 10;
 /// What a frame takes in the index, twice over as leaves split, and again while their old pages are not yet free.
@@ -115,9 +117,14 @@ impl Writer {
         })
     }
 
-    /// Bytes of the file up to the last one written.
+    /// Bytes of the file that take room on the disk.
     pub(super) fn written(&self) -> u64 {
         self.extent.written()
+    }
+
+    /// Whether so many bytes more leave the file within `segment_bytes` and its length within a sixteenth more.
+    pub(super) fn fits(&self, needed: u64, segment_bytes: u64) -> bool {
+        fits(self.extent.length(), self.extent.written(), needed, segment_bytes)
     }
 
     /// Writes frames and what the segment then holds of their partitions, in one commit; durable when it returns. After
@@ -161,6 +168,16 @@ impl Writer {
         // It fails, as it was told to.
         drop(contained(|| Ok(self.db.close()?)));
     }
+}
+
+/// See [`Writer::fits`]. redb makes a file of 17 pages and a header, and doubles the pages: 16 pages doubled to
+/// `segment_bytes` come with a sixteenth more.
+pub(super) fn fits(length: u64, written: u64, needed: u64, segment_bytes: u64) -> bool {
+    let mut capacity = length.max(EMPTY_BYTES) - HEADER_BYTES;
+    while capacity * 2 <= segment_bytes + segment_bytes / 16 {
+        capacity *= 2;
+    }
+    written + needed <= capacity.min(segment_bytes)
 }
 
 fn open_database<F: StorageBackend>(file: F) -> Result<(Database, Arc<Extent>), SegmentError> {

@@ -20,7 +20,7 @@ use tombolo_proto::id::{Offset, Partition, TopicName};
 use super::disk::{Disk, Folder};
 use super::index::{Index, Piece};
 use super::schema::{FORMAT, RunKey};
-use super::segment::{EMPTY_BYTES, SegmentError, Span, Writer, needed_bytes};
+use super::segment::{EMPTY_BYTES, SegmentError, Span, Writer, fits, needed_bytes};
 use super::{Journal, JournalError, JournalFrame, JournalRange, LostRange, Usage};
 use merge::Merge;
 use readers::Readers;
@@ -29,16 +29,15 @@ use readers::Readers;
 const KEPT_DAMAGED: usize = 3;
 /// Room on the disk that is left to others.
 const FREE_MARGIN: u64 = 1 << 20;
-/// redb makes a file this long and then doubles it, but for a header.
-const FIRST_BYTES: u64 = 64 << 10;
 
 /// How large the journal and its files may get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of all files together. A quarter of a segment is kept for merging.
+    /// Bytes of all files together; holes in the file that is written do not count. A quarter of a segment is kept for
+    /// merging.
     pub max_bytes: u64,
-    /// Bytes of one file, at least 1 MiB; redb makes the largest file of 64 KiB times a power of two (and 8 KiB) of it. A
-    /// file grows larger only for a single append that is.
+    /// Bytes written to one file, at least 1 MiB; best 64 KiB times a power of two, as redb doubles files. Its length may
+    /// be a sixteenth more. A file gets larger only for a single append that is.
     pub segment_bytes: u64,
 }
 
@@ -187,24 +186,21 @@ impl<D: Disk> SegmentJournal<D> {
         active + merging + self.sealed.values().sum::<u64>() + self.damaged.values().sum::<u64>()
     }
 
-    /// Largest length that a file reaches by doubling.
-    fn largest_file(&self) -> u64 {
-        let doublings = (self.limits.segment_bytes / FIRST_BYTES).max(1).ilog2();
-        FIRST_BYTES << doublings
-    }
-
     /// What merging may take beyond the appends' share of the cap.
     fn reserve(&self) -> u64 {
         self.limits.segment_bytes / 4
     }
 
     fn fits_active(&self, needed: u64) -> bool {
-        let written = match (&self.active, self.resumable) {
-            (Some((_, writer)), _) => Some(writer.written()),
-            (None, Some(number)) => self.sealed.get(&number).copied(),
-            (None, None) => None,
-        };
-        written.is_some_and(|written| written + needed <= self.largest_file())
+        let segment_bytes = self.limits.segment_bytes;
+        match (&self.active, self.resumable) {
+            (Some((_, writer)), _) => writer.fits(needed, segment_bytes),
+            (None, Some(number)) => {
+                let length = self.sealed.get(&number).copied();
+                length.is_some_and(|length| fits(length, length, needed, segment_bytes))
+            }
+            (None, None) => false,
+        }
     }
 
     fn check_room(&self, needed: u64) -> Result<(), JournalError> {
