@@ -195,7 +195,8 @@ async fn read_control(
                             CloudBody::Mirror(_)
                             | CloudBody::Position(_)
                             | CloudBody::Confirm(_)
-                            | CloudBody::Failed(_),
+                            | CloudBody::Failed(_)
+                            | CloudBody::Filters(_),
                         )
                         | None => {}
                     }

@@ -89,6 +89,7 @@ async fn run(config: Config) -> ExitCode {
     match Box::pin(crate::run(settings, stop)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(crate::RunError::Settings(error)) => refuse(&error),
+        Err(crate::RunError::Keeper(error)) => fail(&error),
         // Logged where it happened.
         Err(crate::RunError::Metrics(_) | crate::RunError::Task(_)) => ExitCode::FAILURE,
     }

@@ -8,7 +8,8 @@
 //! | `segments` | [`SegmentJournal`]: a folder of redb files, the *segments*; `merge` copies survivors together, `readers` keeps a few files open |
 //! | `index` | what the segments hold of each partition |
 //! | `segment`, `schema` | one file: writing, reading; its tables and rows |
-//! | `disk`, `gauge` | the folder; how far a file is written |
+//! | `disk`, `gauge` | the folder; how much of a file is written |
+//! | `store` | what redb's errors say about a file |
 //! | `memory` | [`MemoryJournal`]: the contract without a disk, and with its failures to order, for the simulation |
 //!
 //! Must never: drop a frame whose end lies above the confirmed offset, unless it was told to discard it; answer a read
@@ -25,6 +26,7 @@ mod segments;
 mod size_test;
 #[cfg(test)]
 mod spec_test;
+pub(crate) mod store;
 
 use std::path::PathBuf;
 
@@ -32,6 +34,7 @@ pub use disk::{Disk, Folder, FolderFile};
 pub use memory::MemoryJournal;
 pub use segments::{Limits, SegmentJournal};
 
+pub use tombolo_proto::edge::JournalRange;
 use tombolo_proto::frame::Packed;
 use tombolo_proto::id::{Offset, Partition, TopicName};
 
@@ -44,24 +47,6 @@ pub struct JournalFrame {
     pub partition: Partition,
     /// Its batches, encoded.
     pub packed: Packed,
-}
-
-/// What the journal holds of one partition: one run of joined frames, never empty. A frame that does not join its
-/// predecessor starts a new run, and what was there before counts as confirmed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JournalRange {
-    /// The source topic.
-    pub topic: TopicName,
-    /// The partition.
-    pub partition: Partition,
-    /// First offset that can be read: of the run, or the confirmed one, which may lie within a frame.
-    pub first: Offset,
-    /// Offset after the last.
-    pub next: Offset,
-    /// Leader epoch of the run's last batch at the source; -1 where it is not known.
-    pub last_epoch: i32,
-    /// Bytes of the frames' bodies as kept, not compressed anew: an estimate where the range was trimmed.
-    pub bytes: u64,
 }
 
 /// Offsets that damage has cost: to be fetched again where the source still has them. What was confirmed is not told

@@ -5,6 +5,8 @@
 //! | [`settings`] | what the operator wrote, checked |
 //! | [`filter`] | what may leave the site |
 //! | `site` | the single owner: one event after the other through the state machine of `tombolo_proto::edge` |
+//! | [`journal`], [`state`] | frames that the link does not take, on disk; what is kept over a restart |
+//! | [`keeper`], `evidence` | the thread that owns both; what the journal says about a mirror's end |
 //! | `source` | the source cluster: topics, fetchers, comparison of a mirror's end |
 //! | [`dial`], `carrier` | QUIC: the way to the gateway, and one connection's streams |
 //! | `status` | `/status` and metrics |
@@ -14,11 +16,15 @@ mod carrier;
 mod check;
 pub mod cli;
 pub mod dial;
+mod evidence;
 pub mod filter;
 pub mod journal;
+mod keeper;
+mod loss;
 pub mod settings;
 mod site;
 mod source;
+pub mod state;
 mod status;
 
 use std::time::Duration;
@@ -32,6 +38,7 @@ use tombolo_service::readiness::Readiness;
 use tombolo_service::settings::SettingsError;
 use tombolo_service::tasks::{TaskFailure, Tasks};
 
+pub use keeper::KeeperError;
 pub use settings::Settings;
 
 /// For tasks to end after the gateway was told.
@@ -48,6 +55,9 @@ pub enum RunError {
     /// No metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// Journal or checkpoint cannot be used.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     /// A task that should run on did not.
     #[error(transparent)]
     Task(#[from] TaskFailure),
@@ -64,11 +74,14 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), 
     let http = AdminHttp::start(settings.http, Sources { readiness, metrics, status })?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), http = %http.address(), "agent started");
 
+    let journal = settings.journal.clone();
+    let opened = tokio::task::spawn_blocking(move || keeper::start(&journal)).await;
+    let keeper = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     // Tasks outlive the order to stop: the gateway is told first.
     let tasks = Tasks::new(&CancellationToken::new());
     let (events, source_events) = mpsc::channel(SOURCE_EVENTS);
     let source = source::start(&settings, &tasks, events, latch);
-    let site = site::Site::new(&settings, tasks.clone(), source, source_events, published);
+    let site = site::Site::new(&settings, tasks.clone(), source, source_events, keeper, published);
     let failed = tasks.stop_token().clone();
     let outcome = tokio::select! {
         () = site.run(shutdown) => Ok(()),

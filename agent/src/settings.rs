@@ -1,6 +1,6 @@
 //! Settings of the agent: `RawConfig` is what was written, [`Settings`] what the process uses. Each module owns its part.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -27,6 +27,8 @@ pub struct Settings {
     pub topics: TopicFilter,
     /// Byte budgets.
     pub memory: MemorySettings,
+    /// What the site keeps on disk.
+    pub journal: JournalSettings,
     /// How often the source topics are looked at.
     pub discovery_interval: Duration,
     /// Local HTTP.
@@ -49,6 +51,19 @@ pub struct MemorySettings {
     pub max_frame: usize,
 }
 
+/// What the site keeps on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalSettings {
+    /// Folder of journal and checkpoint, of this agent alone.
+    pub path: PathBuf,
+    /// Most bytes that the journal's files may take.
+    pub max_bytes: u64,
+    /// Most bytes of one of its files: space comes back by whole files.
+    pub segment_bytes: u64,
+    /// How long a batch may wait for its confirm in memory alone.
+    pub spill_delay: Duration,
+}
+
 /// The file as it is written: names and defaults, nothing checked but types.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,6 +74,7 @@ pub struct RawConfig {
     topics: RawTopics,
     #[serde(default)]
     memory: RawMemory,
+    journal: RawJournal,
     #[serde(default)]
     discovery: RawDiscovery,
     #[serde(default = "default_http")]
@@ -81,6 +97,18 @@ struct RawMemory {
     fetch: ByteSize,
     fetch_partition: ByteSize,
     max_frame: ByteSize,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawJournal {
+    path: PathBuf,
+    #[serde(default = "default_max_bytes")]
+    max_bytes: ByteSize,
+    #[serde(default = "default_segment")]
+    segment: ByteSize,
+    #[serde(default = "default_spill_delay")]
+    spill_delay: Span,
 }
 
 #[derive(Debug, Deserialize)]
@@ -110,6 +138,18 @@ impl Default for RawDiscovery {
     fn default() -> Self {
         Self { interval: Span::from_secs(10) }
     }
+}
+
+fn default_max_bytes() -> ByteSize {
+    ByteSize::mib(8 << 10)
+}
+
+fn default_segment() -> ByteSize {
+    ByteSize::mib(256)
+}
+
+fn default_spill_delay() -> Span {
+    Span::from_secs(2)
 }
 
 fn default_http() -> HttpSettings {
@@ -144,6 +184,7 @@ impl RawConfig {
         Ok(Settings {
             topics: TopicFilter::new(&self.topics.allow, &self.topics.deny)?,
             memory: self.memory.check()?,
+            journal: self.journal.check(folder)?,
             discovery_interval: self.discovery.check()?,
             source: source(&self.source)?,
             link: self.link.check(folder).map_err(|error| error.under("link"))?,
@@ -172,6 +213,27 @@ impl RawMemory {
             fetch_partition: int(size("fetch_partition", self.fetch_partition, 4 << 10, fetch)?),
             max_frame,
         })
+    }
+}
+
+impl RawJournal {
+    fn check(self, folder: &Path) -> Result<JournalSettings, SettingsError> {
+        let segment_bytes = self.segment.as_usize() as u64;
+        if !(4 << 20..=1 << 30).contains(&segment_bytes) {
+            let problem = format!("{} is out of range", self.segment);
+            return Err(SettingsError::new("journal.segment", problem, "4 MiB to 1 GiB"));
+        }
+        let max_bytes = self.max_bytes.as_usize() as u64;
+        if max_bytes < 2 * segment_bytes {
+            let problem = format!("{} is less than two segments of {}", self.max_bytes, self.segment);
+            return Err(SettingsError::new("journal.max_bytes", problem, "at least twice journal.segment"));
+        }
+        let spill_delay = self.spill_delay.duration();
+        if !(Duration::from_millis(100)..=Duration::from_hours(1)).contains(&spill_delay) {
+            let problem = format!("{} is out of range", self.spill_delay);
+            return Err(SettingsError::new("journal.spill_delay", problem, "100 ms to 1 h"));
+        }
+        Ok(JournalSettings { path: folder.join(self.path), max_bytes, segment_bytes, spill_delay })
     }
 }
 

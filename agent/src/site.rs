@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tombolo_proto::edge::{EdgeConfig, EdgeEvent, EdgeInput, EdgeLink, EdgeOutput, EdgeStatus};
@@ -16,6 +16,8 @@ use tombolo_service::tasks::Tasks;
 
 use crate::carrier::{Control, LinkEvent, LinkSender, LinkStats};
 use crate::dial::{self, LinkSettings};
+use crate::keeper::{Answer, Command, DiskView, KeeperHandle};
+use crate::loss::Loss;
 use crate::settings::Settings;
 use crate::source::{SourceCommand, SourceEvent, SourceHandle};
 use crate::status::{self, LinkView};
@@ -24,6 +26,10 @@ use crate::status::{self, LinkView};
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// For the gateway to hear that the agent stops.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// How often it is kept where the partitions stand: after a restart in the dark no more than that is read again.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+/// For journal and checkpoint to be written when the agent stops.
+const KEEP_DEADLINE: Duration = Duration::from_secs(10);
 /// Events of the link on their way.
 const LINK_EVENTS: usize = 8;
 /// Control messages that wait for the link; beyond that its events wait. Each input adds a few.
@@ -33,6 +39,9 @@ const CONTROL_QUEUE: usize = 4_096;
 enum Event {
     Link(LinkEvent),
     Source(SourceEvent),
+    Disk(Answer),
+    /// The disk's thread takes a command.
+    DiskFree,
     /// The control stream takes a message.
     ControlFree,
     /// The state machine asked to be woken.
@@ -59,10 +68,15 @@ pub(crate) struct Site {
     link_events: mpsc::Receiver<LinkEvent>,
     source_events: mpsc::Receiver<SourceEvent>,
     source: SourceHandle,
+    keeper: KeeperHandle,
+    /// For the disk: no more than there are partitions, each asks for one thing at a time.
+    for_disk: VecDeque<Command>,
+    checkpoint_due: Instant,
     session: Option<Session>,
     published: watch::Sender<Value>,
-    last_status: Option<(EdgeStatus, LinkView)>,
+    last_status: Option<(EdgeStatus, LinkView, DiskView)>,
     window_limit: usize,
+    loss: Loss,
     view: LinkView,
     was_open: bool,
     sessions: u64,
@@ -74,6 +88,7 @@ impl Site {
         tasks: Tasks,
         source: SourceHandle,
         source_events: mpsc::Receiver<SourceEvent>,
+        keeper: KeeperHandle,
         published: watch::Sender<Value>,
     ) -> Self {
         let (dial, link_events) = mpsc::channel(LINK_EVENTS);
@@ -81,6 +96,7 @@ impl Site {
             software: concat!("tombolo-agent ", env!("CARGO_PKG_VERSION")).to_owned(),
             incarnation: rand::random_range(1..=u64::MAX),
             window_bytes: settings.memory.window,
+            spill_delay: settings.journal.spill_delay,
             max_frame_bytes: settings.memory.max_frame,
         };
         Self {
@@ -91,10 +107,14 @@ impl Site {
             link_events,
             source_events,
             source,
+            keeper,
+            for_disk: VecDeque::new(),
+            checkpoint_due: Instant::now() + CHECKPOINT_EVERY,
             session: None,
             published,
             last_status: None,
             window_limit: settings.memory.window,
+            loss: Loss::default(),
             view: LinkView {
                 gateway: settings.link.gateways().next().unwrap_or_default(),
                 since: SystemTime::now(),
@@ -113,6 +133,9 @@ impl Site {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut publish = tokio::time::interval(PUBLISH_EVERY);
         publish.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let checkpoint = std::mem::take(&mut self.keeper.checkpoint);
+        let ranges = std::mem::take(&mut self.keeper.ranges);
+        self.feed(EdgeInput::Restored { checkpoint, ranges }).await;
         loop {
             let event = self.select(&mut publish, &stop).await;
             if let Event::Stop = event {
@@ -135,6 +158,37 @@ impl Site {
         if timeout(CLOSE_DEADLINE, closed).await.is_err() {
             tracing::warn!("the gateway could not be told that the agent stops");
         }
+        self.keep().await;
+    }
+
+    /// Writes what a restart needs.
+    async fn keep(&mut self) {
+        self.checkpoint(true);
+        let (done, kept) = oneshot::channel();
+        let commands = std::mem::take(&mut self.for_disk).into_iter().chain([Command::Close(done)]);
+        let work = async {
+            for command in commands {
+                drop(self.keeper.commands.send(command).await);
+            }
+            // An answer that is on its way must not keep its sender waiting.
+            let answers = async { while self.keeper.answers.recv().await.is_some() {} };
+            tokio::select! {
+                _ = kept => {}
+                () = answers => {}
+            }
+        };
+        if timeout(KEEP_DEADLINE, work).await.is_err() {
+            tracing::warn!("the disk does not take the last checkpoint: a restart reads some records again");
+        }
+    }
+
+    fn checkpoint(&mut self, all: bool) {
+        if let Some(checkpoint) = self.edge.take_checkpoint(all) {
+            self.for_disk.push_back(Command::Save(checkpoint));
+        }
+        if all {
+            self.checkpoint_due = Instant::now() + CHECKPOINT_EVERY;
+        }
     }
 
     fn now(&self) -> Time {
@@ -152,6 +206,8 @@ impl Site {
             _ = publish.tick() => Event::Publish,
             () = takes_more(control), if waiting > 0 => Event::ControlFree,
             Some(event) = self.link_events.recv(), if waiting < CONTROL_QUEUE => Event::Link(event),
+            Some(answer) = self.keeper.answers.recv() => Event::Disk(answer),
+            Ok(_) = self.keeper.commands.reserve(), if !self.for_disk.is_empty() => Event::DiskFree,
             Some(event) = self.source_events.recv() => Event::Source(event),
             () = wake_at(wake) => Event::Timeout,
         }
@@ -174,11 +230,19 @@ impl Site {
             }
             Event::Source(SourceEvent::Trouble(problem)) => self.view.source_problem = problem,
             Event::Timeout => self.feed(EdgeInput::Timeout).await,
-            Event::Publish => self.publish(),
-            // Both are done below and by the caller.
-            Event::ControlFree | Event::Stop => {}
+            Event::Publish => {
+                if Instant::now() >= self.checkpoint_due {
+                    self.checkpoint(true);
+                }
+                self.publish();
+            }
+            Event::Disk(Answer::Input(input)) => self.feed(input).await,
+            Event::Disk(Answer::NoEvidence(output)) => self.command(SourceCommand::Do(output)).await,
+            // Done below and by the caller.
+            Event::ControlFree | Event::DiskFree | Event::Stop => {}
         }
         self.serve_link();
+        self.serve_disk();
         let has_room = !self.edge.window_is_full();
         self.source.room.send_if_modified(|room| std::mem::replace(room, has_room) != has_room);
     }
@@ -205,6 +269,7 @@ impl Site {
                 self.view.stats = None;
                 if self.session.take().is_some() {
                     self.feed(EdgeInput::Disconnected).await;
+                    self.checkpoint(true);
                     self.command(SourceCommand::SessionEnded).await;
                 }
             }
@@ -242,14 +307,23 @@ impl Site {
     async fn feed(&mut self, input: EdgeInput) {
         let now = self.now();
         self.edge.handle(input, now);
+        // The names and ids of mirrors are on disk before frames of them are.
+        self.checkpoint(false);
         while let Some(output) = self.edge.poll_output() {
             match output {
                 EdgeOutput::Send(message) => self.send(Control::Message(message)),
                 EdgeOutput::Close { code, reason } => self.send(Control::Close { code, reason }),
                 EdgeOutput::Event(event) => log(event),
+                EdgeOutput::Spill { ticket, frames } => self.for_disk.push_back(Command::Spill { ticket, frames }),
+                EdgeOutput::Load { topic, partition, ticket, offset, max_bytes } => {
+                    self.for_disk.push_back(Command::Load { topic, partition, ticket, offset, max_bytes });
+                }
+                EdgeOutput::Trim { confirmed } => self.for_disk.push_back(Command::Trim { confirmed }),
+                EdgeOutput::Discard { partitions } => self.for_disk.push_back(Command::Discard { partitions }),
+                output @ EdgeOutput::CompareTail { .. } => self.for_disk.push_back(Command::Compare(output)),
                 output @ (EdgeOutput::Discover { .. }
+                | EdgeOutput::Watch { .. }
                 | EdgeOutput::Forget { .. }
-                | EdgeOutput::CompareTail { .. }
                 | EdgeOutput::Fetch { .. }
                 | EdgeOutput::PauseFetch { .. }
                 | EdgeOutput::ResumeFetch { .. }
@@ -288,16 +362,27 @@ impl Site {
         }
     }
 
+    fn serve_disk(&mut self) {
+        while let Ok(permit) = self.keeper.commands.try_reserve() {
+            let Some(command) = self.for_disk.pop_front() else { break };
+            permit.send(command);
+        }
+    }
+
     fn publish(&mut self) {
         let status = self.edge.status();
-        status::record(&status, &self.view);
-        let acked = self.last_status.as_ref().map_or(0, |(last, _)| last.confirmed_bytes);
+        let disk = *self.keeper.view.borrow();
+        self.loss.observe(&status, disk.usage, SystemTime::now());
+        status::record(&status, &self.view, disk, &self.loss);
+        let acked = self.last_status.as_ref().map_or(0, |(last, ..)| last.confirmed_bytes);
+        metrics::counter!("tombolo_journal_written_bytes_total").absolute(disk.usage.written_bytes);
+        metrics::counter!("tombolo_journal_corrupt_segments_total").absolute(disk.usage.damaged_segments);
         metrics::counter!("tombolo_acked_bytes_total").increment(status.confirmed_bytes - acked);
-        let current = (status, self.view.clone());
+        let current = (status, self.view.clone(), disk);
         if self.last_status.as_ref() == Some(&current) {
             return;
         }
-        let document = status::document(&current.0, &current.1, self.window_limit);
+        let document = status::document(&current.0, &current.1, disk, &self.loss, self.window_limit);
         self.last_status = Some(current);
         // Held by the HTTP server, which ends after this.
         drop(self.published.send(document));
@@ -336,6 +421,16 @@ fn log(event: EdgeEvent) {
         EdgeEvent::Rewound { topic, partition, next_offset } => {
             tracing::warn!(%topic, partition, next_offset, "the cloud lost the mirror's end, sending it again");
         }
+        EdgeEvent::MirrorEnding { topic, failure } => {
+            tracing::error!(%topic, code = failure.code.name(), %failure, "mirror will be FAILED once what is held is sent");
+        }
+        EdgeEvent::Stuck { topic, failure } => {
+            tracing::warn!(%topic, %failure, "cannot be read on in the dark; the gateway will say where to go on");
+        }
+        EdgeEvent::Journal { trouble: Some(reason) } => {
+            tracing::error!(reason, "the journal takes nothing: fetching stops when memory is full");
+        }
+        EdgeEvent::Journal { trouble: None } => tracing::info!("the journal takes frames again"),
         EdgeEvent::Unverified { topic, partition } => {
             tracing::warn!(%topic, partition, "nothing left at the source to compare the mirror's end with");
         }

@@ -236,12 +236,24 @@ impl Source {
             EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset } => {
                 self.compare(tail::Question { topic, partition, ticket, tail, next_offset });
             }
-            EdgeOutput::Fetch { topic, partition, fetch, offset } => self.fetch(&(topic, partition), fetch, offset),
+            EdgeOutput::Watch { filters } => self.watched.send_modify(|watched| {
+                watched.filters = filters;
+                watched.looks += 1;
+            }),
+            EdgeOutput::Fetch { topic, partition, fetch, offset, epoch } => {
+                self.fetch(&(topic, partition), fetch, offset, epoch);
+            }
             EdgeOutput::PauseFetch { topic, partition } => self.set_paused(&(topic, partition), true),
             EdgeOutput::ResumeFetch { topic, partition } => self.set_paused(&(topic, partition), false),
             EdgeOutput::StopFetch { topic, partition } => self.stop(&(topic, partition)),
-            // The link's.
-            EdgeOutput::Send(_) | EdgeOutput::Event(_) | EdgeOutput::Close { .. } => {}
+            // The link's and the journal's.
+            EdgeOutput::Send(_)
+            | EdgeOutput::Event(_)
+            | EdgeOutput::Close { .. }
+            | EdgeOutput::Spill { .. }
+            | EdgeOutput::Load { .. }
+            | EdgeOutput::Trim { .. }
+            | EdgeOutput::Discard { .. } => {}
         }
     }
 
@@ -258,10 +270,10 @@ impl Source {
         self.topics.remove(topic);
     }
 
-    fn fetch(&mut self, key: &Key, fetch: u64, offset: Offset) {
+    fn fetch(&mut self, key: &Key, fetch: u64, offset: Offset, epoch: Option<i32>) {
         let fetched_before = self.partitions.get(key).map_or(0, |reading| reading.cursor.fetched_before());
         self.stop(key);
-        let cursor = Arc::new(Cursor::new(offset, fetched_before));
+        let cursor = Arc::new(Cursor::new(offset, epoch, fetched_before));
         let reading = Reading { fetch, cursor, paused: false, reader: None, in_doubt: false };
         self.partitions.insert(key.clone(), reading);
         if !self.assign(key) {

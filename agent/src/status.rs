@@ -8,6 +8,8 @@ use tombolo_proto::edge::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus
 use tombolo_service::metrics::{Description, Kind};
 
 use crate::carrier::LinkStats;
+use crate::keeper::DiskView;
+use crate::loss::Loss;
 
 /// Every metric of the agent.
 pub(crate) const METRICS: &[Description] = &[
@@ -22,6 +24,17 @@ pub(crate) const METRICS: &[Description] = &[
     counter("tombolo_fetched_bytes_total", "Bytes of batches read from the source"),
     counter("tombolo_refetched_bytes_total", "Bytes of batches that this process had read from the source before"),
     gauge("tombolo_window_bytes", "Bytes of batches in memory: fetched and not confirmed"),
+    gauge("tombolo_journal_bytes", "Bytes of frames in the journal that the cloud lacks"),
+    gauge("tombolo_journal_file_bytes", "Bytes of the journal's files"),
+    gauge("tombolo_journal_max_bytes", "Most bytes that the journal's files may take"),
+    gauge("tombolo_journal_blocked", "1 while the journal takes nothing, full or failed, else 0"),
+    counter("tombolo_journal_written_bytes_total", "Bytes of frames written to the journal, copies included"),
+    counter("tombolo_journal_corrupt_segments_total", "Segments of the journal found damaged"),
+    histogram("tombolo_journal_commit_seconds", "Durable commits of the journal"),
+    gauge(
+        "tombolo_time_to_loss_seconds",
+        "Until the source deletes what is neither in the journal nor in the cloud; +Inf where not in sight",
+    ),
     gauge("tombolo_in_flight_bytes", "Bytes of batches sent and not confirmed"),
     gauge("tombolo_lag_records", "Records of a topic that the cloud does not have yet, over all its partitions"),
     gauge("tombolo_mirrors", "Mirrors by state"),
@@ -29,6 +42,10 @@ pub(crate) const METRICS: &[Description] = &[
 
 const fn gauge(name: &'static str, help: &'static str) -> Description {
     Description { kind: Kind::Gauge, name, help }
+}
+
+const fn histogram(name: &'static str, help: &'static str) -> Description {
+    Description { kind: Kind::Histogram, name, help }
 }
 
 const fn counter(name: &'static str, help: &'static str) -> Description {
@@ -59,6 +76,10 @@ struct Document<'a> {
     link: Link<'a>,
     source: Source<'a>,
     memory: Memory,
+    journal: Journal<'a>,
+    /// Seconds until the source deletes the first record that is neither in the journal nor in the cloud, if nothing
+    /// changes; `null` where no deletion is in sight.
+    time_to_loss_s: Option<u64>,
     mirrors: Vec<Mirror<'a>>,
 }
 
@@ -93,6 +114,23 @@ struct Memory {
 }
 
 #[derive(Debug, Serialize)]
+struct Journal<'a> {
+    /// Why it takes nothing; `null` while it does.
+    problem: Option<&'a str>,
+    frame_bytes: u64,
+    file_bytes: u64,
+    max_bytes: u64,
+    segments: usize,
+    damaged_segments: u64,
+    /// Bytes that the cloud confirms in a second; `null` while the link is down.
+    drain_bytes_per_second: Option<u64>,
+    /// Seconds until the journal is drained at that rate.
+    drained_in_s: Option<u64>,
+    /// Seconds until it is full at the rate at which the site writes; `null` where that is not in sight.
+    full_in_s: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
 #[expect(clippy::struct_field_names, reason = "the names are those of Cluster Linking's REST resources")]
 struct Mirror<'a> {
     topic: &'a str,
@@ -116,10 +154,20 @@ struct Partition {
     placed: bool,
     unverified: bool,
     rewinds: u64,
+    /// Offsets in the journal that the cloud lacks: the first, and the one after the last.
+    journal: Option<[i64; 2]>,
+    source_log_start: Option<i64>,
+    time_to_loss_s: Option<u64>,
 }
 
 /// The `/status` document.
-pub(crate) fn document(status: &EdgeStatus, view: &LinkView, window_limit_bytes: usize) -> Value {
+pub(crate) fn document(
+    status: &EdgeStatus,
+    view: &LinkView,
+    disk: DiskView,
+    loss: &Loss,
+    window_limit_bytes: usize,
+) -> Value {
     let since = view.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let document = Document {
         version: env!("CARGO_PKG_VERSION"),
@@ -140,7 +188,9 @@ pub(crate) fn document(status: &EdgeStatus, view: &LinkView, window_limit_bytes:
         },
         source: Source { cluster_id: &view.source_cluster, problem: view.source_problem.as_deref() },
         memory: Memory { window_bytes: status.window_bytes, window_limit_bytes },
-        mirrors: status.mirrors.iter().map(mirror).collect(),
+        journal: journal(status, disk, loss),
+        time_to_loss_s: loss.site().map(|left| left.as_secs()),
+        mirrors: status.mirrors.iter().map(|status| mirror(status, loss)).collect(),
     };
     serde_json::to_value(document).expect("plain values with text keys")
 }
@@ -149,7 +199,23 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn mirror(status: &EdgeMirrorStatus) -> Mirror<'_> {
+fn journal<'a>(status: &'a EdgeStatus, disk: DiskView, loss: &Loss) -> Journal<'a> {
+    let usage = disk.usage;
+    let rate = status.term.map(|_| status.bytes_per_second);
+    Journal {
+        problem: status.journal_trouble.as_deref(),
+        frame_bytes: usage.frame_bytes,
+        file_bytes: usage.file_bytes,
+        max_bytes: usage.max_bytes,
+        segments: usage.segments,
+        damaged_segments: usage.damaged_segments,
+        drain_bytes_per_second: rate,
+        drained_in_s: rate.filter(|&rate| rate > 0).map(|rate| usage.frame_bytes.div_ceil(rate)),
+        full_in_s: loss.journal_full_in().map(|left| left.as_secs()),
+    }
+}
+
+fn mirror<'a>(status: &'a EdgeMirrorStatus, loss: &Loss) -> Mirror<'a> {
     let failure = match &status.state {
         EdgeMirrorState::Failed(failure) => Some(failure.code.name()),
         EdgeMirrorState::Pending
@@ -162,11 +228,15 @@ fn mirror(status: &EdgeMirrorStatus) -> Mirror<'_> {
         mirror_status: status.state.name(),
         mirror_topic_error: failure,
         detail: status.state.reason(),
-        partitions: status.partitions.iter().map(partition).collect(),
+        partitions: status
+            .partitions
+            .iter()
+            .map(|at| partition(at, loss.partition(&status.topic, at.partition)))
+            .collect(),
     }
 }
 
-fn partition(status: &EdgePartitionStatus) -> Partition {
+fn partition(status: &EdgePartitionStatus, time_to_loss: Option<Duration>) -> Partition {
     Partition {
         number: status.partition,
         source_high_watermark: status.source_high_watermark,
@@ -178,14 +248,23 @@ fn partition(status: &EdgePartitionStatus) -> Partition {
         placed: status.placed,
         unverified: status.unverified,
         rewinds: status.rewinds,
+        journal: status.journal.map(|(first, next)| [first, next]),
+        source_log_start: status.source_log_start,
+        time_to_loss_s: time_to_loss.map(|left| left.as_secs()),
     }
 }
 
 /// Sets the gauges. Labels are topics (the gateway's list) and states, no partitions: there may be thousands.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus has floating point only")]
-pub(crate) fn record(status: &EdgeStatus, view: &LinkView) {
+pub(crate) fn record(status: &EdgeStatus, view: &LinkView, disk: DiskView, loss: &Loss) {
     metrics::gauge!("tombolo_link_up").set(if status.term.is_some() { 1.0 } else { 0.0 });
     metrics::gauge!("tombolo_window_bytes").set(status.window_bytes as f64);
+    let usage = disk.usage;
+    metrics::gauge!("tombolo_journal_bytes").set(usage.frame_bytes as f64);
+    metrics::gauge!("tombolo_journal_file_bytes").set(usage.file_bytes as f64);
+    metrics::gauge!("tombolo_journal_max_bytes").set(usage.max_bytes as f64);
+    metrics::gauge!("tombolo_journal_blocked").set(if status.journal_trouble.is_some() { 1.0 } else { 0.0 });
+    metrics::gauge!("tombolo_time_to_loss_seconds").set(loss.site().map_or(f64::INFINITY, |left| left.as_secs_f64()));
     metrics::gauge!("tombolo_in_flight_bytes").set(status.in_flight_bytes as f64);
     if let Some(stats) = view.stats {
         metrics::gauge!("tombolo_link_rtt_seconds").set(stats.rtt.as_secs_f64());
@@ -202,6 +281,7 @@ pub(crate) fn record(status: &EdgeStatus, view: &LinkView) {
 
 #[cfg(test)]
 mod tests {
+    use tombolo_proto::edge::Retention;
     use tombolo_proto::failure::{Failure, FailureCode};
     use tombolo_proto::id::{Term, TopicName};
 
@@ -215,6 +295,7 @@ mod tests {
             mirrors: vec![EdgeMirrorStatus {
                 topic: TopicName::new("orders").unwrap(),
                 state: EdgeMirrorState::Failed(failure),
+                retention: Retention::default(),
                 partitions: vec![EdgePartitionStatus {
                     partition: 0,
                     source_high_watermark: Some(50),
@@ -225,6 +306,10 @@ mod tests {
                     placed: true,
                     unverified: false,
                     rewinds: 0,
+                    journal: Some((40, 45)),
+                    source_log_start: Some(3),
+                    last_timestamp: None,
+                    stuck: false,
                 }],
             }],
             ..EdgeStatus::default()
@@ -238,7 +323,7 @@ mod tests {
             source_cluster: "abc".to_owned(),
             source_problem: None,
         };
-        let document = document(&status, &view, 1_000);
+        let document = document(&status, &view, DiskView::default(), &Loss::default(), 1_000);
         let at = |path: &str| document.pointer(path).unwrap().clone();
         assert_eq!(at("/link/state"), "ACTIVE");
         assert_eq!(at("/link/term"), 7);
@@ -248,5 +333,7 @@ mod tests {
         assert_eq!(at("/mirrors/0/mirror_topic_error"), "DIVERGED");
         assert_eq!(at("/mirrors/0/detail"), "DIVERGED partition 2 offset 40: two logs");
         assert_eq!(at("/mirrors/0/partitions/0/lag"), 10);
+        assert_eq!(at("/mirrors/0/partitions/0/journal"), serde_json::json!([40, 45]));
+        assert_eq!(at("/time_to_loss_s"), Value::Null);
     }
 }

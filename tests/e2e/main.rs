@@ -11,6 +11,7 @@ mod kills;
 mod link;
 mod lost_tail;
 mod memory;
+mod outage;
 mod refusals;
 mod replicas;
 mod secure;

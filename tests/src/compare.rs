@@ -88,6 +88,21 @@ pub async fn consumer_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics:
     }
 }
 
+/// How many records a consumer sees in these topics from first to last offset.
+pub async fn consumed_records(cluster: &KafkaCluster, topics: &[&str]) -> u64 {
+    let partitions = partitions(cluster, topics).await;
+    let config = cluster.client_config();
+    let counted = spawn_blocking(move || {
+        let reader = Reader::new(config);
+        let count = |(topic, partition): &(String, i32)| {
+            reader.open(topic, *partition);
+            std::iter::from_fn(|| reader.next().map(|_| ())).count() as u64
+        };
+        partitions.iter().map(count).sum()
+    });
+    counted.await.expect("counting does not panic")
+}
+
 fn same_records(source: &Reader, cloud: &Reader, topic: &str, partition: i32) -> u64 {
     let range = source.open(topic, partition);
     assert_eq!(range, cloud.open(topic, partition), "{topic}/{partition}: first and next offset differ");

@@ -14,6 +14,7 @@
 pub mod broker;
 mod child;
 pub mod compare;
+pub mod image;
 pub mod log_guard;
 pub mod lossy_link;
 mod ports;

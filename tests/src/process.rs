@@ -64,15 +64,20 @@ pub struct Daemon {
 impl Daemon {
     /// Starts an agent with these settings (TOML). `http.listen` must name a port: see [`free_port`](crate::free_port).
     pub async fn agent(settings: &str) -> Self {
-        Self::start(Binary::Agent, settings).await
+        Self::start(Binary::Agent, settings, |_| ()).await
+    }
+
+    /// As [`Daemon::agent`]; `prepare` gets the folder that the daemon will run in.
+    pub async fn agent_with(settings: &str, prepare: impl FnOnce(&Path)) -> Self {
+        Self::start(Binary::Agent, settings, prepare).await
     }
 
     /// Starts a gateway with these settings (TOML). `http.listen` must name a port.
     pub async fn gateway(settings: &str) -> Self {
-        Self::start(Binary::Gateway, settings).await
+        Self::start(Binary::Gateway, settings, |_| ()).await
     }
 
-    async fn start(binary: Binary, settings: &str) -> Self {
+    async fn start(binary: Binary, settings: &str, prepare: impl FnOnce(&Path)) -> Self {
         let scratch = Scratch::new(binary.name());
         let mut daemon = Self {
             binary,
@@ -83,6 +88,7 @@ impl Daemon {
             guard: LogGuard::default(),
             scratch,
         };
+        prepare(daemon.folder());
         daemon.spawn();
         daemon
     }
@@ -197,6 +203,13 @@ impl Daemon {
     /// The whole log so far, of all starts.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    /// Runs another command of the daemon's program with its settings file.
+    pub async fn command(&self, words: &[&str]) -> Output {
+        let settings = self.settings.display().to_string();
+        let words: Vec<&str> = words.iter().copied().chain(["--config", &settings]).collect();
+        self.binary.run(&words).await
     }
 
     /// Where the daemon runs and keeps its files.

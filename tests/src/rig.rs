@@ -1,5 +1,6 @@
 //! One link at work: a gateway, an agent, and the bad link between them, with certificates and settings of their own.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -11,10 +12,14 @@ use crate::lossy_link::{LossyLink, Profile};
 use crate::process::{Binary, Daemon};
 use crate::scratch::Scratch;
 
+/// Folder of journal and checkpoint beside an agent's settings.
+const JOURNAL: &str = "journal";
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct RigSpec {
     mirrors: Vec<String>,
+    filters: Vec<String>,
     profile: Profile,
     mechanism: Mechanism,
     agent: Vec<(String, Value)>,
@@ -26,11 +31,19 @@ impl RigSpec {
     pub fn new(topics: &[&str]) -> Self {
         Self {
             mirrors: topics.iter().map(|topic| (*topic).to_owned()).collect(),
+            filters: Vec::new(),
             profile: Profile::CLEAN,
             mechanism: Mechanism::ScramSha512,
             agent: Vec::new(),
             gateway: Vec::new(),
         }
+    }
+
+    /// Topics that match become mirrors as they appear.
+    #[must_use]
+    pub fn filter(mut self, pattern: &str) -> Self {
+        self.filters.push(pattern.to_owned());
+        self
     }
 
     #[must_use]
@@ -72,6 +85,7 @@ pub struct Rig {
     /// Where the gateway listens, behind the link.
     pub gateway_address: SocketAddr,
     spec: RigSpec,
+    source: Vec<(String, String)>,
     cloud: Vec<(String, String)>,
     registry: String,
     certificates: Certificates,
@@ -91,7 +105,7 @@ impl Rig {
         let source = source.properties(spec.mechanism);
         let mut agent = Daemon::agent(&agent_settings(&spec, &source, &name, &certificates, link.address())).await;
         agent.wait_ready().await;
-        Self { agent, gateway, link, name, gateway_address, spec, cloud, registry, certificates }
+        Self { agent, gateway, link, name, gateway_address, spec, source, cloud, registry, certificates }
     }
 
     /// Another gateway for the same link and registry, started and ready. The link still leads to the first one: see
@@ -103,6 +117,18 @@ impl Rig {
         (start_gateway(&settings).await, address)
     }
 
+    /// Another agent with the same certificate, which begins with a copy of the first one's disk as it is now.
+    pub async fn cloned_agent(&self) -> Daemon {
+        let link = self.link.address();
+        let settings = agent_settings(&self.spec, &self.source, &self.name, &self.certificates, link);
+        Daemon::agent_with(&settings, |folder| copy_folder(&self.journal(), &folder.join(JOURNAL))).await
+    }
+
+    /// Where the agent keeps journal and checkpoint.
+    pub fn journal(&self) -> PathBuf {
+        self.agent.folder().join(JOURNAL)
+    }
+
     /// Settings of the first gateway with other mirrors or values, for [`Daemon::reconfigure`].
     pub fn gateway_settings(&self, spec: &RigSpec) -> String {
         let (cloud, certificates) = (&self.cloud, &self.certificates);
@@ -112,6 +138,20 @@ impl Rig {
                 .expect("the rig writes TOML");
         set(&mut settings, "http.listen", self.gateway.http_address().to_string().into());
         settings.to_string()
+    }
+}
+
+/// Copies files, one folder deep and its subfolders.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder of the test can be made");
+    for entry in fs::read_dir(from).expect("a folder of the test can be read") {
+        let entry = entry.expect("an entry can be read");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("an entry has a type").is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("a file can be copied");
+        }
     }
 }
 
@@ -166,7 +206,12 @@ fn gateway_settings(
         .iter()
         .map(|topic| Value::Table(Table::from_iter([("topic".to_owned(), topic.as_str().into())])))
         .collect();
-    let link = Table::from_iter([("name".to_owned(), link.into()), ("mirror".to_owned(), mirrors.into())]);
+    let filters: Vec<Value> = spec.filters.iter().map(|pattern| pattern.as_str().into()).collect();
+    let link = Table::from_iter([
+        ("name".to_owned(), link.into()),
+        ("mirror".to_owned(), mirrors.into()),
+        ("topics".to_owned(), filters.into()),
+    ]);
     let mut settings = Table::new();
     set(&mut settings, "listen", address.to_string().into());
     set(&mut settings, "http.listen", listen_address().to_string().into());
@@ -200,6 +245,7 @@ fn agent_settings(
     set(&mut settings, "link.backoff_min", "100 ms".into());
     set(&mut settings, "link.backoff_max", "1 s".into());
     set(&mut settings, "discovery.interval", "500 ms".into());
+    set(&mut settings, "journal.path", JOURNAL.into());
     settings.insert("source".to_owned(), table(source));
     for (path, value) in &spec.agent {
         set(&mut settings, path, value.clone());

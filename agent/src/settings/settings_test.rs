@@ -9,7 +9,7 @@ fn text(folder: &Path, more: &str) -> String {
     let folder = folder.display();
     format!(
         "[link]\ngateway = [\"127.0.0.1:4433\"]\nca = \"{folder}/ca.pem\"\ncertificate = \"{folder}/link.pem\"\n\
-         key = \"{folder}/link.key\"\n[source]\n\"bootstrap.servers\" = \"127.0.0.1:9092\"\n{more}"
+         key = \"{folder}/link.key\"\n[source]\n\"bootstrap.servers\" = \"127.0.0.1:9092\"\n[journal]\npath = \"journal\"\n{more}"
     )
 }
 
@@ -56,6 +56,8 @@ fn a_whole_file_is_taken() {
     std::fs::write(&path, relative).unwrap();
     let settings = Settings::load(&path).unwrap();
     assert_eq!(settings.memory.window, 16 << 20);
+    assert_eq!(settings.journal.path, folder.path().join("journal"));
+    assert_eq!((settings.journal.max_bytes, settings.journal.segment_bytes), (8 << 30, 256 << 20));
     assert_eq!(settings.discovery_interval, Duration::from_secs(10));
     assert_eq!(settings.link.gateways().collect::<Vec<_>>(), ["127.0.0.1:4433"]);
     assert_eq!(http_of(&path).unwrap().listen.port(), 8081);
@@ -75,7 +77,11 @@ fn each_bad_value_is_named_by_its_key() {
         ("[topics]\ndeny = [\"a*b\"]", "topics.deny[0]"),
         ("[http]\nlisten = \"0.0.0.0:80\"", "http.listen"),
         ("[log]\nlevel = \"tombolo=loud\"", "log.level"),
-        ("[journal]\nsize = 1", "journal"),
+        ("segment = \"1 MiB\"", "journal.segment"),
+        ("max_bytes = \"300 MiB\"", "journal.max_bytes"),
+        ("spill_delay = \"1 ms\"", "journal.spill_delay"),
+        ("size = 1", "journal.size"),
+        ("[disk]\nsize = 1", "disk"),
     ];
     for (more, key) in table {
         assert_eq!(refused_key(&text(folder.path(), more)), key, "{more}");
@@ -85,7 +91,7 @@ fn each_bad_value_is_named_by_its_key() {
 #[test]
 fn the_source_is_the_clients_to_check() {
     let folder = certificates();
-    let with = |more: &str| text(folder.path(), "") + more;
+    let with = |more: &str| text(folder.path(), "").replace("[journal]", &format!("{more}\n[journal]"));
     assert_eq!(refused_key(&with("\"group.id\" = \"x\"")), "source.group.id");
     assert_eq!(refused_key(&with("\"security.protocol\" = \"tls\"")), "source.security.protocol");
     let without = text(folder.path(), "").replace("\"bootstrap.servers\" = \"127.0.0.1:9092\"\n", "");

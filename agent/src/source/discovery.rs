@@ -12,10 +12,11 @@ use tombolo_kafka::admin::{ConfigEntry, ConfigResource, ConfigSource, describe_c
 use tombolo_kafka::cluster::Topic;
 use tombolo_kafka::error::KafkaErrorKind;
 use tombolo_kafka::{Cluster, Connection, ErrorCode, KafkaError, TopicId};
-use tombolo_proto::edge::{EdgeInput, SourceTopic};
+use tombolo_proto::edge::{EdgeInput, Retention, SourceTopic};
 use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::id::{Partition, TopicName};
 use tombolo_proto::limits::{MAX_CONFIGS, MAX_PARTITIONS};
+use tombolo_proto::pattern::TopicPattern;
 use tombolo_proto::wire::TopicConfig;
 use tombolo_service::readiness::Latch;
 
@@ -39,6 +40,8 @@ const LOOKS_TO_BE_SURE: u32 = 2;
 #[derive(Debug, Default)]
 pub(super) struct Watched {
     pub(super) topics: BTreeSet<TopicName>,
+    /// Topics that are to be told of as they appear.
+    pub(super) filters: Vec<TopicPattern>,
     /// Topics that metadata shows but that cannot be read, and why.
     pub(super) problems: BTreeMap<TopicName, String>,
     /// Raised to ask for a look soon.
@@ -100,6 +103,7 @@ impl Discovery {
         loop {
             let started = Instant::now();
             self.watched.mark_unchanged();
+            self.search(&mut memory).await;
             if !self.watched.borrow().topics.is_empty() {
                 self.look(&mut memory).await;
             }
@@ -144,6 +148,27 @@ impl Discovery {
         }
         memory.trouble.clone_from(&trouble);
         self.tell(SourceEvent::Trouble(trouble)).await;
+    }
+
+    /// Tells of all topics that the filters mean and the site lets out.
+    async fn search(&self, memory: &mut Memory) {
+        let filters = self.watched.borrow().filters.clone();
+        if filters.is_empty() {
+            return;
+        }
+        let metadata = match timeout(LOOK_DEADLINE, self.cluster.metadata(None)).await {
+            Ok(Ok(metadata)) => metadata,
+            Ok(Err(error)) => return self.trouble(memory, Some(error.to_string())).await,
+            Err(_) => return self.trouble(memory, Some("no answer from the source cluster".to_owned())).await,
+        };
+        let is_meant = |topic: &TopicName| {
+            filters.iter().any(|filter| filter.matches(topic)) && self.filter.admits(topic) && !is_internal(topic)
+        };
+        let found = metadata.topics.into_iter().filter(|topic| topic.error.is_none());
+        let topics: Vec<_> = found.filter_map(|topic| TopicName::new(&topic.name).ok()).filter(is_meant).collect();
+        if !topics.is_empty() {
+            self.tell(SourceEvent::Inputs(vec![EdgeInput::Discovered { topics }])).await;
+        }
     }
 
     async fn look(&self, memory: &mut Memory) {
@@ -275,6 +300,11 @@ async fn configs(
     Ok(answers.collect())
 }
 
+/// Topics of Kafka itself: `__consumer_offsets`, `__transaction_state` and the like.
+fn is_internal(topic: &TopicName) -> bool {
+    topic.as_str().starts_with("__")
+}
+
 fn denied_by_site(topic: TopicName) -> EdgeInput {
     let detail = "the agent's topics.allow and topics.deny keep this topic on site";
     EdgeInput::SourceFailed { topic, failure: Failure::of_topic(FailureCode::DeniedBySite, detail) }
@@ -336,7 +366,13 @@ fn judge(topic: &Topic, configs: &[ConfigEntry]) -> Outcome {
         partitions: Partition::try_from(topic.partitions.len()).unwrap_or(MAX_PARTITIONS),
         topic_id: topic.topic_id,
         configs: told.take(MAX_CONFIGS).collect(),
+        retention: Retention { ms: limit(value("retention.ms")), bytes: limit(value("retention.bytes")) },
     })
+}
+
+/// A retention's value; -1 is without limit.
+fn limit(value: Option<&str>) -> Option<i64> {
+    value.and_then(|value| value.parse().ok()).filter(|&value| value >= 0)
 }
 
 /// What was set on the topic; and the largest batch also where the brokers' settings raise it, for the mirror must take

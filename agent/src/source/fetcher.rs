@@ -35,15 +35,16 @@ pub(super) struct Cursor(Mutex<Place>);
 #[derive(Debug, Clone, Copy)]
 struct Place {
     offset: Offset,
-    /// Leader epoch of the last batch, once there was one.
+    /// Leader epoch of the last batch, where it is known.
     epoch: Option<i32>,
     /// What this process has fetched before, at most.
     fetched_before: Offset,
 }
 
 impl Cursor {
-    pub(super) fn new(offset: Offset, fetched_before: Offset) -> Self {
-        Self(Mutex::new(Place { offset, epoch: None, fetched_before }))
+    /// `epoch`: leader epoch of the record before `offset`, where it is known.
+    pub(super) fn new(offset: Offset, epoch: Option<i32>, fetched_before: Offset) -> Self {
+        Self(Mutex::new(Place { offset, epoch, fetched_before }))
     }
 
     pub(super) fn fetched_before(&self) -> Offset {
@@ -238,6 +239,7 @@ impl Fetcher {
             let assignment = assignment.clone();
             let offset = assignment.cursor.place().offset;
             let mut high_watermark = partition.high_watermark;
+            let log_start = partition.log_start_offset;
             let records = unshared(partition.records, others);
             let mut taken = take(key.1, offset, records, self.max_batch);
             if taken.starved {
@@ -255,7 +257,14 @@ impl Fetcher {
             let Taken { batches, failure, next, epoch, starved: _ } = taken;
             let (topic, fetch) = (key.0.clone(), assignment.fetch);
             count(&batches, &assignment);
-            inputs.push(EdgeInput::Fetched { topic: topic.clone(), partition: key.1, fetch, batches, high_watermark });
+            inputs.push(EdgeInput::Fetched {
+                topic: topic.clone(),
+                partition: key.1,
+                fetch,
+                batches,
+                high_watermark,
+                log_start,
+            });
             if let Some(failure) = failure {
                 inputs.push(EdgeInput::FetchFailed { topic, fetch, failure });
                 returns.push((key, fetch, Why::Failed));

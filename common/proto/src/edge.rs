@@ -7,11 +7,13 @@
 //!    +---------------------+---------------+----> Closing -> (Disconnected) -> Down
 //! ```
 //!
-//! A partition: the gateway tells a Position -> the tail is compared, with memory or with the source -> Placed, and
-//! frames go out from there. What was fetched and not confirmed stays in the window over any number of sessions.
+//! A partition: the gateway tells a Position -> the tail is compared, with memory or with journal and source -> Placed,
+//! and frames go out from there. What was fetched and not confirmed stays in the window over any number of sessions; what
+//! stays for longer than the spill delay goes to the journal, and is read back from there in order. A site that was
+//! [restored](EdgeInput::Restored) goes on fetching in the dark.
 //!
 //! Must never: send a byte of a partition before its mirror's tail was compared; hold more than the window and what the
-//! fetchers had under way; let go of a record the cloud has not confirmed, unless the source still has it.
+//! fetchers had under way; let go of a record the cloud has not confirmed, unless journal or source still has it.
 
 mod check;
 mod checkpoint;
@@ -25,11 +27,14 @@ pub use check::check_batch;
 pub use checkpoint::{Checkpoint, CheckpointMirror, CheckpointPartition};
 pub use link::EdgeLink;
 pub use outgoing::{Outgoing, OutgoingBody};
+pub use partition::differs;
 pub use status::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus, EdgeStatus};
 
 use crate::batch::Batch;
 use crate::failure::Failure;
-use crate::id::{Offset, Partition, Term, TopicName};
+use crate::frame::{Entry, Packed};
+use crate::id::{Offset, Partition, Term, Time, TopicName};
+use crate::pattern::TopicPattern;
 use crate::wire::{CloseCode, CloudMessage, EdgeMessage, TailBatch, TopicConfig};
 
 /// What a site needs to know from the start.
@@ -39,8 +44,11 @@ pub struct EdgeConfig {
     pub software: String,
     /// Drawn at random at the start of the process: tells two boxes with one certificate apart. Not 0.
     pub incarnation: u64,
-    /// Bytes of batches held in memory; fetching stops there. What fetchers have under way comes on top.
+    /// Bytes of batches held in memory, a quarter of it for what is read back from the journal; fetching stops there.
+    /// What fetchers have under way comes on top.
     pub window_bytes: usize,
+    /// How long a batch may wait for its confirm before it goes to the journal. Less where the window is full.
+    pub spill_delay: Time,
     /// Largest frame, in bytes of its raw body; also the largest batch.
     pub max_frame_bytes: usize,
 }
@@ -54,6 +62,61 @@ pub struct SourceTopic {
     pub topic_id: Option<[u8; 16]>,
     /// Configs that are not the default.
     pub configs: Vec<TopicConfig>,
+    /// When the source deletes records, where it tells.
+    pub retention: Retention,
+}
+
+/// When a source deletes records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// `retention.ms`: age in ms; `None` where it is unlimited or not known.
+    pub ms: Option<i64>,
+    /// `retention.bytes`: size of a partition; `None` where it is unlimited or not known.
+    pub bytes: Option<i64>,
+}
+
+/// What the journal holds of one partition: one run of joined frames. A frame that does not join its predecessor starts
+/// a new run, and what was there before counts as confirmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalRange {
+    /// The source topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: Partition,
+    /// First offset that can be read.
+    pub first: Offset,
+    /// Offset after the last.
+    pub next: Offset,
+    /// Leader epoch of the last batch at the source; -1 where it is not known.
+    pub last_epoch: i32,
+    /// Bytes of the frames' bodies as kept.
+    pub bytes: u64,
+}
+
+/// Batches for the journal, to be encoded as one frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpillFrame {
+    /// The source topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: Partition,
+    /// At least one batch, joined.
+    pub entries: Vec<Entry>,
+}
+
+/// Why the journal did not take frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SpillError {
+    /// There is no room; it is tried again soon.
+    Full {
+        /// For people.
+        reason: String,
+    },
+    /// It works no more until [`EdgeInput::JournalOpened`].
+    Broken {
+        /// For people.
+        reason: String,
+    },
 }
 
 /// Outcome of a comparison with the source's records.
@@ -70,6 +133,42 @@ pub enum Verdict {
 /// What happens to a site.
 #[derive(Debug, Clone)]
 pub enum EdgeInput {
+    /// What a former process left; the first input where there is a journal. From then on batches are spilled.
+    Restored {
+        /// The last checkpoint, empty where there is none.
+        checkpoint: Checkpoint,
+        /// What the journal holds.
+        ranges: Vec<JournalRange>,
+    },
+    /// The journal was opened anew, or has found itself damaged: what it holds now.
+    JournalOpened {
+        /// All of it.
+        ranges: Vec<JournalRange>,
+    },
+    /// Answer to [`EdgeOutput::Spill`].
+    Spilled {
+        /// As in the output.
+        ticket: u64,
+        /// Whether all of the frames are durable; else none counts.
+        result: Result<(), SpillError>,
+    },
+    /// Answer to [`EdgeOutput::Load`].
+    Loaded {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// As in the output.
+        ticket: u64,
+        /// The frames, joined, the first holding the offset asked for. `None` where they could not be read:
+        /// [`EdgeInput::JournalOpened`] follows.
+        frames: Option<Vec<Packed>>,
+    },
+    /// Source topics that match the filters of [`EdgeOutput::Watch`] and may leave the site.
+    Discovered {
+        /// The topics, known ones too.
+        topics: Vec<TopicName>,
+    },
     /// A connection to a gateway stands.
     Connected {
         /// The source cluster's id, empty where its brokers tell none.
@@ -116,6 +215,8 @@ pub enum EdgeInput {
         batches: Vec<Batch>,
         /// High watermark of the source.
         high_watermark: Offset,
+        /// First offset that the source still has.
+        log_start: Offset,
     },
     /// The partition cannot be read on.
     FetchFailed {
@@ -147,6 +248,11 @@ pub enum EdgeOutput {
         /// The topic.
         topic: TopicName,
     },
+    /// Look for source topics that match, now and later, and tell of them with [`EdgeInput::Discovered`].
+    Watch {
+        /// The gateway's filters; empty: none.
+        filters: Vec<TopicPattern>,
+    },
     /// Stop watching and fetching a topic.
     Forget {
         /// The topic.
@@ -175,6 +281,8 @@ pub enum EdgeOutput {
         fetch: u64,
         /// Where to start.
         offset: Offset,
+        /// Leader epoch of the record before it, where it is known: the source then tells if it lost that record.
+        epoch: Option<i32>,
     },
     /// Ask for no more of the partition for now; what is under way is welcome.
     PauseFetch {
@@ -196,6 +304,36 @@ pub enum EdgeOutput {
         topic: TopicName,
         /// The partition.
         partition: Partition,
+    },
+    /// Write frames to the journal, and answer with [`EdgeInput::Spilled`] when they are durable. One at a time.
+    Spill {
+        /// To be given back.
+        ticket: u64,
+        /// In the order in which they are to be kept.
+        frames: Vec<SpillFrame>,
+    },
+    /// Read frames back from the journal, and answer with [`EdgeInput::Loaded`].
+    Load {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// To be given back.
+        ticket: u64,
+        /// Offset that the first frame is to hold.
+        offset: Offset,
+        /// Bytes of bodies after which it is enough.
+        max_bytes: usize,
+    },
+    /// The journal may let go of what lies below these offsets.
+    Trim {
+        /// Confirmed offsets.
+        confirmed: Vec<(TopicName, Partition, Offset)>,
+    },
+    /// The journal is to forget these partitions, confirmed or not.
+    Discard {
+        /// The partitions.
+        partitions: Vec<(TopicName, Partition)>,
     },
     /// Something an operator should see in the log.
     Event(EdgeEvent),
@@ -251,6 +389,25 @@ pub enum EdgeEvent {
         partition: Partition,
         /// Where it goes on.
         next_offset: Offset,
+    },
+    /// The mirror will be FAILED when what is held of it has reached the cloud.
+    MirrorEnding {
+        /// The topic.
+        topic: TopicName,
+        /// Why.
+        failure: Failure,
+    },
+    /// A partition cannot be read in the dark; the next session shows whether that matters.
+    Stuck {
+        /// The topic.
+        topic: TopicName,
+        /// Why.
+        failure: Failure,
+    },
+    /// The journal takes nothing, or works again.
+    Journal {
+        /// Why not; `None` when it works again.
+        trouble: Option<String>,
     },
     /// Nothing was left to compare the mirror's tail with.
     Unverified {

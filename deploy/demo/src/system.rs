@@ -142,6 +142,7 @@ fn agent_settings(folder: &Path, source: &str, gateway: SocketAddr, http: Socket
     format!(
         r#"
 http.listen = "{http}"
+journal.path = "{folder}/journal"
 source."bootstrap.servers" = "{source}"
 discovery.interval = "1 s"
 

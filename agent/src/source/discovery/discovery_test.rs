@@ -88,7 +88,14 @@ fn a_topic_that_was_there_is_missed_twice_before_it_is_gone() {
 #[test]
 fn what_cannot_be_read_is_told_in_place_of_its_shape() {
     let name = TopicName::new("orders").unwrap();
-    let found = || Outcome::Found(SourceTopic { partitions: 1, topic_id: None, configs: Vec::new() });
+    let found = || {
+        Outcome::Found(SourceTopic {
+            partitions: 1,
+            topic_id: None,
+            configs: Vec::new(),
+            retention: Retention::default(),
+        })
+    };
     let source = |input| match input {
         Some(EdgeInput::Source { source, .. }) => source,
         other => panic!("{other:?}"),

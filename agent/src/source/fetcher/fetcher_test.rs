@@ -7,7 +7,7 @@ fn key() -> Key {
 }
 
 fn assignment(fetch: u64, offset: Offset) -> Assignment {
-    let cursor = Arc::new(Cursor::new(offset, 0));
+    let cursor = Arc::new(Cursor::new(offset, None, 0));
     Assignment { fetch, cursor, topic_id: None, leader_epoch: 5, on_trial: false }
 }
 
@@ -78,7 +78,7 @@ fn the_last_change_of_a_partition_counts() {
 
 #[test]
 fn a_cursor_remembers_what_was_fetched_before() {
-    let cursor = Cursor::new(50, 80);
+    let cursor = Cursor::new(50, None, 80);
     assert_eq!(cursor.fetched_before(), 80);
     cursor.place().offset = 90;
     assert_eq!(cursor.fetched_before(), 90);

@@ -1,21 +1,26 @@
 //! The site's state machine: sessions come and go, partitions stay.
 
 mod flow;
+mod mirrors;
+mod spill;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use flow::POSITIONS_EVERY;
+use mirrors::{tell, topic_of};
+use spill::JournalState;
 
-use super::partition::{EdgePartition, Fetching, Placement};
+use super::partition::{EdgePartition, Placement};
 use super::pool::{Pool, Rate};
 use super::status::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus, EdgeStatus};
-use super::{EdgeConfig, EdgeEvent, EdgeInput, EdgeOutput, SourceTopic};
-use crate::failure::{Failure, FailureCode, cut};
+use super::{EdgeConfig, EdgeEvent, EdgeInput, EdgeOutput, Retention, SourceTopic};
+use crate::failure::{Failure, cut};
 use crate::id::{MirrorId, Partition, Term, Time, TopicName};
-use crate::limits::{MAX_CONFIGS, MAX_MIRRORS, MAX_PARTITIONS};
-use crate::wire::{
-    Close, CloseCode, CloudBody, EdgeBody, EdgeMessage, Failed, Hello, Mirror, Source, VERSIONS, Welcome,
-};
+use crate::pattern::TopicPattern;
+use crate::wire::{Close, CloseCode, CloudBody, EdgeBody, EdgeMessage, Hello, VERSIONS, Welcome};
+
+/// Of the window, this part is for what is read back from the journal.
+const DRAIN_SHARE: usize = 4;
 
 /// What the gateway did that the protocol does not allow.
 type Breach = String;
@@ -36,9 +41,9 @@ struct Open {
     software: String,
     credit: Pool,
     max_frame_bytes: usize,
-    /// Mirrors of the Welcome; those of an earlier session that are not among them are dropped once all are told.
-    expected: usize,
     topics: Vec<TopicName>,
+    /// All mirrors of the Welcome were told, and the filters.
+    listed: bool,
     positions_due: Time,
 }
 
@@ -59,12 +64,32 @@ struct EdgeMirror {
     id: Option<MirrorId>,
     phase: Phase,
     topic_id: Option<[u8; 16]>,
+    /// Id of the topic that has taken the source topic's place.
+    replaced: Option<[u8; 16]>,
+    /// Its partitions have been told a position, by this session or an earlier one, or it is new at the source: a new
+    /// partition begins at offset 0.
+    settled: bool,
+    /// It is FAILED once what is held has reached the cloud.
+    ending: Option<Failure>,
     /// Credit of frames that the gateway holds until it hears that the mirror is FAILED.
     owed_credit: usize,
     partitions: Vec<EdgePartition>,
 }
 
 impl EdgeMirror {
+    fn new(phase: Phase) -> Self {
+        Self {
+            id: None,
+            phase,
+            topic_id: None,
+            replaced: None,
+            settled: false,
+            ending: None,
+            owed_credit: 0,
+            partitions: Vec::new(),
+        }
+    }
+
     fn partition(&mut self, partition: Partition) -> Option<&mut EdgePartition> {
         usize::try_from(partition).ok().and_then(|at| self.partitions.get_mut(at))
     }
@@ -78,29 +103,43 @@ pub struct EdgeLink {
     config: EdgeConfig,
     session: Session,
     mirrors: BTreeMap<TopicName, EdgeMirror>,
+    filters: Vec<TopicPattern>,
     window: Pool,
+    /// Frames read back from the journal.
+    drain: Pool,
+    journal: JournalState,
     rate: Rate,
     /// Partitions with unsent batches, in turn.
     ready: VecDeque<Key>,
     /// Partitions whose fetch is paused for want of room.
     throttled: BTreeSet<Key>,
+    /// Partitions that may want frames from the journal, in turn.
+    loads: VecDeque<Key>,
+    /// Mirrors or filters have changed since the last checkpoint.
+    lists_changed: bool,
     confirmed_bytes: u64,
     next_ticket: u64,
     outputs: VecDeque<EdgeOutput>,
 }
 
 impl EdgeLink {
-    /// A site that has never met its gateway: nothing is fetched before the first position.
+    /// A site that has never met its gateway: nothing is fetched before the first position, or [`EdgeInput::Restored`].
     pub fn new(config: EdgeConfig) -> Self {
-        let window = Pool::new(config.window_bytes);
+        let drain = Pool::new(config.window_bytes / DRAIN_SHARE);
+        let window = Pool::new(config.window_bytes - config.window_bytes / DRAIN_SHARE);
         Self {
             config,
             session: Session::Down,
             mirrors: BTreeMap::new(),
+            filters: Vec::new(),
             window,
+            drain,
+            journal: JournalState::default(),
             rate: Rate::default(),
             ready: VecDeque::new(),
             throttled: BTreeSet::new(),
+            loads: VecDeque::new(),
+            lists_changed: false,
             confirmed_bytes: 0,
             next_ticket: 0,
             outputs: VecDeque::new(),
@@ -118,14 +157,20 @@ impl EdgeLink {
             EdgeInput::TailCompared { topic, partition, ticket, verdict } => {
                 self.tail_compared(&topic, partition, ticket, verdict);
             }
-            EdgeInput::Fetched { topic, partition, fetch, batches, high_watermark } => {
-                self.fetched(&(topic, partition), fetch, batches, high_watermark);
+            EdgeInput::Fetched { topic, partition, fetch, batches, high_watermark, log_start } => {
+                self.fetched(&(topic, partition), fetch, batches, (log_start, high_watermark), now);
             }
             EdgeInput::FetchFailed { topic, fetch, failure } => self.fetch_failed(&topic, fetch, failure),
+            EdgeInput::Restored { checkpoint, ranges } => self.restored(checkpoint, &ranges),
+            EdgeInput::JournalOpened { ranges } => self.journal_opened(&ranges),
+            EdgeInput::Spilled { ticket, result } => self.spilled(ticket, result, now),
+            EdgeInput::Loaded { topic, partition, ticket, frames } => self.loaded(&(topic, partition), ticket, frames),
+            EdgeInput::Discovered { topics } => self.discovered(topics),
             EdgeInput::Breach { reason } => self.close(CloseCode::Protocol, reason),
             EdgeInput::Shutdown => self.close(CloseCode::Shutdown, "the agent stops"),
             EdgeInput::Timeout => self.tell_source_positions(now),
         }
+        self.spill(now);
     }
 
     /// Next thing to do.
@@ -135,15 +180,22 @@ impl EdgeLink {
 
     /// When [`EdgeInput::Timeout`] is due, and what for.
     pub fn next_timeout(&self) -> Option<(Time, &'static str)> {
-        if let Session::Open(open) = &self.session { Some((open.positions_due, "tell source positions")) } else { None }
+        let positions = match &self.session {
+            Session::Open(open) => Some((open.positions_due, "tell source positions")),
+            Session::Down | Session::AwaitWelcome | Session::Closing => None,
+        };
+        let spill = self.journal.due().map(|at| (at, "spill"));
+        positions.into_iter().chain(spill).min()
     }
 
     /// What there is to show.
     pub fn status(&self) -> EdgeStatus {
         let mut status = EdgeStatus {
-            window_bytes: self.window.used(),
+            window_bytes: self.window.used() + self.drain.used(),
             confirmed_bytes: self.confirmed_bytes,
             mirrors: self.mirrors.iter().map(mirror_status).collect(),
+            bytes_per_second: self.rate.bytes_per_second(),
+            journal_trouble: self.journal.trouble().map(str::to_owned),
             ..EdgeStatus::default()
         };
         if let Session::Open(open) = &self.session {
@@ -187,18 +239,44 @@ impl EdgeLink {
     fn disconnected(&mut self) {
         self.session = Session::Down;
         self.ready.clear();
-        for mirror in self.mirrors.values_mut() {
-            mirror.id = None;
-            mirror.owed_credit = 0;
-            for partition in &mut mirror.partitions {
+        self.loads.clear();
+        for key in self.keys() {
+            self.with(&key, |partition| {
                 partition.unsend();
                 partition.placement = Placement::None;
                 partition.queued = false;
+                partition.in_loads = false;
                 partition.last_run = 0;
                 partition.told_high_watermark = None;
-                partition.validate();
-            }
+            });
         }
+        for mirror in self.mirrors.values_mut() {
+            mirror.id = None;
+            mirror.owed_credit = 0;
+        }
+        self.unthrottle();
+    }
+
+    /// All partitions, by topic.
+    fn keys(&self) -> Vec<Key> {
+        let keys = |(topic, mirror): (&TopicName, &EdgeMirror)| {
+            mirror.partitions.iter().map(|partition| (topic.clone(), partition.partition())).collect::<Vec<_>>()
+        };
+        self.mirrors.iter().flat_map(keys).collect()
+    }
+
+    /// Lets `act` change a partition, and keeps the budgets.
+    fn with<R>(&mut self, key: &Key, act: impl FnOnce(&mut EdgePartition) -> R) -> Option<R> {
+        let partition = self.mirrors.get_mut(&key.0)?.partition(key.1)?;
+        let before = (partition.window_bytes(), partition.drain_bytes(), partition.in_flight_bytes());
+        let result = act(partition);
+        partition.validate();
+        self.window.change(before.0, partition.window_bytes());
+        self.drain.change(before.1, partition.drain_bytes());
+        if let Session::Open(open) = &mut self.session {
+            open.credit.change(before.2, partition.in_flight_bytes());
+        }
+        Some(result)
     }
 
     fn close(&mut self, code: CloseCode, reason: impl Into<String>) {
@@ -231,7 +309,7 @@ impl EdgeLink {
                 let topic = topic_of(open, position.mirror);
                 topic.and_then(|topic| self.position(&topic, &position))
             }
-            (Session::Open(_), Some(CloudBody::Filters(_))) => Ok(()),
+            (Session::Open(_), Some(CloudBody::Filters(filters))) => self.filters(&filters),
             (Session::Open(_), Some(CloudBody::Confirm(positions))) => self.confirm(&positions, now),
             (Session::Open(open), Some(CloudBody::Failed(failed))) => {
                 topic_of(open, failed.mirror).map(|topic| self.fail(&topic, failed.failure(), true))
@@ -258,208 +336,32 @@ impl EdgeLink {
         }
         let max_frame_bytes = usize::try_from(welcome.max_frame_bytes).unwrap_or(usize::MAX);
         let credit_bytes = usize::try_from(welcome.credit_bytes).unwrap_or(usize::MAX);
-        let expected = welcome.mirrors as usize;
-        if max_frame_bytes > self.config.max_frame_bytes || credit_bytes < max_frame_bytes || expected > MAX_MIRRORS {
-            return Err(format!("a Welcome with credit {credit_bytes}, frame {max_frame_bytes}, {expected} mirrors"));
+        let mirrors = welcome.mirrors;
+        if max_frame_bytes > self.config.max_frame_bytes || credit_bytes < max_frame_bytes {
+            return Err(format!("a Welcome with credit {credit_bytes}, frame {max_frame_bytes}"));
         }
         let software = cut(welcome.software);
-        let event =
-            EdgeEvent::Welcomed { term: Term(welcome.term), software: software.clone(), mirrors: welcome.mirrors };
+        let event = EdgeEvent::Welcomed { term: Term(welcome.term), software: software.clone(), mirrors };
         self.outputs.push_back(EdgeOutput::Event(event));
         self.session = Session::Open(Open {
             term: Term(welcome.term),
             software,
             credit: Pool::new(credit_bytes),
             max_frame_bytes,
-            expected,
             topics: Vec::new(),
+            listed: false,
             positions_due: now + POSITIONS_EVERY,
         });
-        if expected == 0 {
-            self.drop_untold();
-        }
         Ok(())
     }
-
-    /// A mirror is told, anew or again.
-    fn mirror(&mut self, topic: TopicName, told: &Mirror) -> Result<(), Breach> {
-        let mirror = self.mirrors.entry(topic.clone()).or_insert_with(|| EdgeMirror {
-            id: None,
-            phase: Phase::Discovering,
-            topic_id: None,
-            owed_credit: 0,
-            partitions: Vec::new(),
-        });
-        if mirror.id.is_some_and(|id| id.0 != told.mirror) {
-            return Err(format!("topic {topic} as mirror {} too", told.mirror));
-        }
-        let first = mirror.id.is_none();
-        mirror.id = Some(MirrorId(told.mirror));
-        let was_paused = matches!(mirror.phase, Phase::Paused);
-        if told.paused {
-            mirror.phase = Phase::Paused;
-            self.release_owed(&topic);
-            self.drop_partitions(&topic);
-            self.outputs.push_back(EdgeOutput::Forget { topic: topic.clone() });
-        } else {
-            // What is known of the topic is told at once; the look-up that follows tells only what changed since.
-            if let Phase::Ready(source) = &mirror.phase {
-                let source = source.clone();
-                self.tell_source(&topic, &Ok(source));
-            } else {
-                mirror.phase = Phase::Discovering;
-            }
-            self.outputs.push_back(EdgeOutput::Discover { topic: topic.clone() });
-        }
-        if was_paused != told.paused {
-            self.outputs.push_back(EdgeOutput::Event(EdgeEvent::MirrorPaused { topic, paused: told.paused }));
-        }
-        if first
-            && let Session::Open(open) = &self.session
-            && open.topics.len() == open.expected
-        {
-            self.drop_untold();
-        }
-        Ok(())
-    }
-
-    /// All mirrors of the session are told: those of an earlier one that are not among them are the link's no more.
-    fn drop_untold(&mut self) {
-        let gone: Vec<_> =
-            self.mirrors.iter().filter(|(_, mirror)| mirror.id.is_none()).map(|(topic, _)| topic.clone()).collect();
-        for topic in gone {
-            // Told in an earlier session only: nothing of it is in flight in this one.
-            self.drop_partitions(&topic);
-            self.mirrors.remove(&topic);
-            self.outputs.push_back(EdgeOutput::Forget { topic });
-        }
-    }
-
-    fn source(&mut self, topic: &TopicName, source: &Result<SourceTopic, String>) {
-        let Some(mirror) = self.mirrors.get_mut(topic) else { return };
-        if matches!(mirror.phase, Phase::Paused | Phase::Failed(_)) {
-            return;
-        }
-        if let Ok(found) = source {
-            if let (Some(old), Some(new)) = (mirror.topic_id, found.topic_id)
-                && old != new
-            {
-                let detail = "the source topic was deleted and created again: its offsets mean other records. Delete the \
-                              mirror topic to mirror the new one from its start";
-                return self.fail(topic, Failure::of_topic(FailureCode::SourceTopicIdChanged, detail), false);
-            }
-            mirror.topic_id = found.topic_id;
-            for at in mirror.partitions.len()..usize::try_from(found.partitions.min(MAX_PARTITIONS)).unwrap_or(0) {
-                mirror.partitions.push(EdgePartition::new(Partition::try_from(at).unwrap_or(Partition::MAX)));
-            }
-        }
-        let changed = match (&mirror.phase, source) {
-            (Phase::Ready(old), Ok(new)) => old != new,
-            (Phase::Unavailable(old), Err(new)) => old != new,
-            _ => true,
-        };
-        if changed {
-            mirror.phase = match source.clone() {
-                Ok(found) => Phase::Ready(found),
-                Err(problem) => Phase::Unavailable(problem),
-            };
-            self.tell_source(topic, source);
-        }
-    }
-
-    fn tell_source(&mut self, topic: &TopicName, source: &Result<SourceTopic, String>) {
-        let Some(MirrorId(mirror)) = self.mirrors.get(topic).and_then(|mirror| mirror.id) else { return };
-        let message = match source {
-            Ok(found) => Source {
-                mirror,
-                partitions: found.partitions,
-                topic_id: found.topic_id.map_or_else(Vec::new, |id| id.to_vec()),
-                configs: found.configs.iter().take(MAX_CONFIGS).cloned().collect(),
-                problem: String::new(),
-            },
-            Err(problem) => Source { mirror, problem: cut(problem.clone()), ..Source::default() },
-        };
-        self.send(EdgeBody::Source(message));
-    }
-
-    /// The gateway has let go of a failed mirror's frames.
-    fn release_owed(&mut self, topic: &TopicName) {
-        let Some(mirror) = self.mirrors.get_mut(topic) else { return };
-        let owed = std::mem::take(&mut mirror.owed_credit);
-        if let Session::Open(open) = &mut self.session {
-            open.credit.release(owed);
-        }
-    }
-
-    fn fail(&mut self, topic: &TopicName, failure: Failure, told_by_gateway: bool) {
-        if told_by_gateway {
-            // Also the gateway's answer to our own word.
-            self.release_owed(topic);
-        }
-        let Some(mirror) = self.mirrors.get_mut(topic) else { return };
-        if matches!(mirror.phase, Phase::Failed(_) | Phase::Paused) {
-            return;
-        }
-        mirror.phase = Phase::Failed(failure.clone());
-        let id = mirror.id;
-        let in_flight = self.drop_partitions(topic);
-        if let (Session::Open(open), Some(mirror), false) =
-            (&mut self.session, self.mirrors.get_mut(topic), told_by_gateway)
-        {
-            mirror.owed_credit = in_flight;
-            open.credit.reserve(in_flight);
-        }
-        if let (Some(id), false) = (id, told_by_gateway) {
-            self.send(EdgeBody::Failed(Failed::new(id, &failure)));
-        }
-        let event = EdgeEvent::MirrorFailed { topic: topic.clone(), failure, told_by_gateway };
-        self.outputs.push_back(EdgeOutput::Event(event));
-    }
-
-    /// Stops a mirror's partitions and empties their windows; what was shipped stays remembered. Returns the bytes that
-    /// were in flight.
-    fn drop_partitions(&mut self, topic: &TopicName) -> usize {
-        let Some(mirror) = self.mirrors.get_mut(topic) else {
-            return 0;
-        };
-        let mut in_flight_in_all = 0;
-        for partition in &mut mirror.partitions {
-            if partition.fetching != Fetching::Off {
-                let (topic, partition) = (topic.clone(), partition.partition());
-                self.outputs.push_back(EdgeOutput::StopFetch { topic, partition });
-            }
-            let in_flight = partition.unsend();
-            in_flight_in_all += in_flight;
-            if let Session::Open(open) = &mut self.session {
-                open.credit.change(in_flight, 0);
-            }
-            self.window.change(partition.clear(), 0);
-        }
-        self.throttled.retain(|key| key.0 != *topic);
-        self.unthrottle();
-        in_flight_in_all
-    }
-}
-
-fn tell(open: &mut Open, mirror: &Mirror) -> Result<TopicName, Breach> {
-    let topic = TopicName::new(&mirror.topic).map_err(|error| error.to_string())?;
-    let next = open.topics.len();
-    match open.topics.get(mirror.mirror as usize) {
-        Some(known) if *known == topic => {}
-        Some(known) => return Err(format!("mirror {} is {known} and {topic}", mirror.mirror)),
-        None if mirror.mirror as usize == next && next < MAX_MIRRORS => open.topics.push(topic.clone()),
-        None => return Err(format!("mirror {} after {next} mirrors", mirror.mirror)),
-    }
-    Ok(topic)
-}
-
-fn topic_of(open: &Open, mirror: u32) -> Result<TopicName, Breach> {
-    open.topics.get(mirror as usize).cloned().ok_or_else(|| format!("mirror {mirror} was never told"))
 }
 
 fn mirror_status((topic, mirror): (&TopicName, &EdgeMirror)) -> EdgeMirrorStatus {
     let placed = |partition: &EdgePartition| matches!(partition.placement, Placement::Placed { .. });
     let state = match &mirror.phase {
+        Phase::Ready(_) if let Some(failure) = &mirror.ending => {
+            EdgeMirrorState::SourceUnavailable { reason: format!("{failure}; what is held goes to the cloud first") }
+        }
         Phase::Ready(_) if mirror.partitions.iter().all(placed) => EdgeMirrorState::Active,
         Phase::Ready(_) | Phase::Discovering => EdgeMirrorState::Pending,
         Phase::Unavailable(reason) => EdgeMirrorState::SourceUnavailable { reason: reason.clone() },
@@ -476,10 +378,24 @@ fn mirror_status((topic, mirror): (&TopicName, &EdgeMirror)) -> EdgeMirrorStatus
         placed: placed(partition),
         unverified: partition.unverified,
         rewinds: partition.rewinds,
+        journal: partition.journal(),
+        source_log_start: partition.log_start,
+        last_timestamp: partition.last_timestamp(),
+        stuck: partition.stuck,
     };
-    EdgeMirrorStatus { topic: topic.clone(), state, partitions: mirror.partitions.iter().map(partition).collect() }
+    let retention = if let Phase::Ready(source) = &mirror.phase { source.retention } else { Retention::default() };
+    EdgeMirrorStatus {
+        topic: topic.clone(),
+        state,
+        retention,
+        partitions: mirror.partitions.iter().map(partition).collect(),
+    }
 }
 
 #[cfg(test)]
 #[path = "link/link_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "link/spill_test.rs"]
+mod spill_tests;

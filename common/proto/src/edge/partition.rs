@@ -1,11 +1,26 @@
-//! One partition at the site: its window, and what is remembered of what was shipped.
+//! One partition at the site: what is in memory, what is in the journal, and what is remembered of what was shipped.
+//!
+//! ```text
+//!   journal   [first ............... next)          on disk
+//!   flight        [confirmed .. sent)               sent in this session
+//!   drain                      [sent ..)            read back from the journal, sent next
+//!   window                          [.. fetched)    in memory, sent after the journal
+//! ```
+//!
+//! `confirmed <= sent <= fetched`, and every offset in between is in flight, in the journal or in the window: a window
+//! that does not begin where the flight ends begins within the journal.
+//!
+//! Must never: let go of an unconfirmed batch before the journal has it, unless the source still does.
+
+mod journaled;
 
 use std::collections::VecDeque;
 
+use super::outgoing::OutgoingBody;
 use crate::batch::Batch;
 use crate::failure::{Failure, FailureCode};
-use crate::frame::Entry;
-use crate::id::{Offset, Partition};
+use crate::frame::{Entry, Packed};
+use crate::id::{Offset, Partition, Time};
 use crate::limits::{MAX_FRAME_ENTRIES, MAX_TAIL};
 use crate::progress::EdgeProgress;
 use crate::wire::TailBatch;
@@ -33,6 +48,7 @@ pub(super) enum Fetching {
 struct Held {
     batch: Batch,
     crc: u32,
+    since: Time,
 }
 
 impl Held {
@@ -45,6 +61,24 @@ impl Held {
     }
 }
 
+/// Something that was sent in this session.
+#[derive(Debug)]
+struct Sent {
+    offset: Offset,
+    next_offset: Offset,
+    credit: usize,
+    epoch: i32,
+    what: SentWhat,
+}
+
+#[derive(Debug)]
+enum SentWhat {
+    /// Kept until it is confirmed or in the journal.
+    Batch(Held),
+    /// The journal has it.
+    Journaled(Vec<TailBatch>),
+}
+
 /// What memory says about a mirror's tail.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Recall {
@@ -53,25 +87,55 @@ pub(super) enum Recall {
     Differs(Failure),
 }
 
+/// What is sent next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Drain,
+    Window,
+    /// To be read back from the journal first.
+    Load,
+    Nothing,
+}
+
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a turn or a mark of its own, not a state")]
 pub(super) struct EdgePartition {
     partition: Partition,
     pub(super) placement: Placement,
     pub(super) fetching: Fetching,
     pub(super) last_run: u32,
     pub(super) high_watermark: Option<Offset>,
+    pub(super) log_start: Option<Offset>,
     pub(super) told_high_watermark: Option<Offset>,
     pub(super) queued: bool,
     pub(super) unverified: bool,
     /// Times the cloud came back without what it had confirmed, over all sessions.
     pub(super) rewinds: u64,
+    /// Reading it failed in the dark: only a position tells whether that matters.
+    pub(super) stuck: bool,
+    /// Changed since the last checkpoint.
+    pub(super) dirty: bool,
+    /// The journal has not been told how far it may let go.
+    pub(super) untrimmed: bool,
+    /// Waits for its turn to have the journal read.
+    pub(super) in_loads: bool,
+    /// The read of the journal that is awaited.
+    pub(super) loading: Option<u64>,
     progress: Option<EdgeProgress>,
-    window: VecDeque<Held>,
-    window_bytes: usize,
-    /// Batches at the window's front that were sent in this session, and their bytes.
-    sent_batches: usize,
+    journal: Option<(Offset, Offset)>,
+    journal_epoch: i32,
+    /// Being written to the journal, up to here.
+    spilling: Option<Offset>,
+    flight: VecDeque<Sent>,
     in_flight_bytes: usize,
+    drain: VecDeque<Packed>,
+    drain_bytes: usize,
+    window: VecDeque<Held>,
+    /// Batches in flight and in the window.
+    window_bytes: usize,
+    last_timestamp: Option<i64>,
     shipped: VecDeque<TailBatch>,
+    shipped_epoch: i32,
 }
 
 impl EdgePartition {
@@ -82,16 +146,29 @@ impl EdgePartition {
             fetching: Fetching::Off,
             last_run: 0,
             high_watermark: None,
+            log_start: None,
             told_high_watermark: None,
             queued: false,
             unverified: false,
             rewinds: 0,
+            stuck: false,
+            dirty: false,
+            untrimmed: false,
+            in_loads: false,
+            loading: None,
             progress: None,
+            journal: None,
+            journal_epoch: -1,
+            spilling: None,
+            flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            drain: VecDeque::new(),
+            drain_bytes: 0,
             window: VecDeque::new(),
             window_bytes: 0,
-            sent_batches: 0,
-            in_flight_bytes: 0,
+            last_timestamp: None,
             shipped: VecDeque::new(),
+            shipped_epoch: -1,
         }
     }
 
@@ -103,25 +180,99 @@ impl EdgePartition {
         self.progress
     }
 
+    /// Bytes of batches in flight and in the window.
     pub(super) fn window_bytes(&self) -> usize {
         self.window_bytes
+    }
+
+    /// Bytes read back from the journal.
+    pub(super) fn drain_bytes(&self) -> usize {
+        self.drain_bytes
     }
 
     pub(super) fn in_flight_bytes(&self) -> usize {
         self.in_flight_bytes
     }
 
-    pub(super) fn has_unsent(&self) -> bool {
-        self.sent_batches < self.window.len()
+    /// What of the partition the journal holds.
+    pub(super) fn journal(&self) -> Option<(Offset, Offset)> {
+        self.journal
+    }
+
+    /// Timestamp of the last batch fetched, in ms since 1970.
+    pub(super) fn last_timestamp(&self) -> Option<i64> {
+        self.last_timestamp
+    }
+
+    /// What is remembered of what the cloud confirmed, and the source's epoch of its last batch.
+    pub(super) fn shipped(&self) -> (Vec<TailBatch>, i32) {
+        (self.shipped.iter().copied().collect(), self.shipped_epoch)
+    }
+
+    /// Whether the cloud lacks something that was fetched.
+    pub(super) fn is_unshipped(&self) -> bool {
+        self.progress.is_some_and(|progress| progress.confirmed < progress.fetched)
     }
 
     pub(super) fn validate(&self) {
-        debug_assert_eq!(self.window_bytes, self.window.iter().map(Held::bytes).sum::<usize>());
-        debug_assert_eq!(
-            self.in_flight_bytes,
-            self.window.iter().take(self.sent_batches).map(Held::bytes).sum::<usize>()
-        );
-        debug_assert_eq!(self.progress.as_ref().map(EdgeProgress::validate), self.progress.as_ref().map(|_| Ok(())));
+        debug_assert_eq!(self.window_bytes, self.held().map(Held::bytes).sum::<usize>());
+        debug_assert_eq!(self.in_flight_bytes, self.flight.iter().map(|sent| sent.credit).sum::<usize>());
+        debug_assert_eq!(self.drain_bytes, self.drain.iter().map(Packed::body_bytes).sum::<usize>());
+        let Some(progress) = self.progress else {
+            debug_assert!(self.flight.is_empty() && self.drain.is_empty() && self.window.is_empty());
+            return;
+        };
+        debug_assert_eq!(progress.validate(), Ok(()));
+        debug_assert!(self.flight.front().is_none_or(|sent| sent.offset <= progress.confirmed));
+        debug_assert!(self.flight.back().is_none_or(|sent| sent.next_offset == progress.sent));
+        debug_assert!(self.window.back().is_none_or(|held| held.batch.next_offset() == progress.fetched));
+        let in_reach = self.window_start() == Some(progress.sent)
+            || self.journal.is_some_and(|(first, next)| {
+                first <= progress.sent && self.window_start().is_some_and(|start| start <= next)
+            });
+        debug_assert!(in_reach, "offsets between flight and window are nowhere: {self:?}");
+    }
+
+    /// Batches in memory, in order.
+    fn held(&self) -> impl Iterator<Item = &Held> {
+        let in_flight = self.flight.iter().filter_map(|sent| match &sent.what {
+            SentWhat::Batch(held) => Some(held),
+            SentWhat::Journaled(_) => None,
+        });
+        in_flight.chain(&self.window)
+    }
+
+    /// Where the window begins; where it would, if it is empty.
+    fn window_start(&self) -> Option<Offset> {
+        self.window
+            .front()
+            .map(|held| held.batch.base_offset())
+            .or_else(|| self.progress.map(|progress| progress.fetched))
+    }
+
+    /// Starts from nothing at an offset.
+    pub(super) fn start(&mut self, offset: Offset) {
+        self.forget_memory();
+        self.journal = None;
+        self.progress = Some(EdgeProgress::at(offset));
+    }
+
+    /// Leader epoch of the record before `fetched`, where it is known.
+    pub(super) fn fetched_epoch(&self) -> Option<i32> {
+        let epoch = if let Some(held) = self.window.back() {
+            held.batch.leader_epoch()
+        } else if self.journal.is_some_and(|(_, next)| Some(next) == self.progress.map(|progress| progress.fetched)) {
+            self.journal_epoch
+        } else if self.progress.is_some_and(|progress| self.shipped_end() == Some(progress.fetched)) {
+            self.shipped_epoch
+        } else {
+            -1
+        };
+        (epoch >= 0).then_some(epoch)
+    }
+
+    fn shipped_end(&self) -> Option<Offset> {
+        self.shipped.back().map(|last| last.last_offset + 1)
     }
 
     /// Compares a mirror's tail with what was shipped and what is held.
@@ -129,63 +280,113 @@ impl EdgePartition {
         if next_offset == 0 {
             return Recall::Agrees;
         }
-        let known = || self.shipped.iter().copied().chain(self.window.iter().map(Held::tail));
+        let in_flight = self.flight.iter().flat_map(|sent| match &sent.what {
+            SentWhat::Batch(held) => vec![held.tail()],
+            SentWhat::Journaled(tail) => tail.clone(),
+        });
+        let known: Vec<TailBatch> =
+            self.shipped.iter().copied().chain(in_flight).chain(self.window.iter().map(Held::tail)).collect();
         for theirs in tail {
             let overlaps =
-                |ours: &TailBatch| ours.base_offset <= theirs.last_offset && theirs.base_offset <= ours.last_offset;
-            if let Some(ours) = known().find(overlaps)
-                && ours != *theirs
+                |ours: &&TailBatch| ours.base_offset <= theirs.last_offset && theirs.base_offset <= ours.last_offset;
+            if let Some(ours) = known.iter().find(overlaps)
+                && ours != theirs
             {
-                return Recall::Differs(differs(self.partition, &ours, theirs));
+                return Recall::Differs(differs(self.partition, ours, theirs));
             }
         }
-        let last_is_known = tail.last().is_some_and(|last| known().any(|ours| ours == *last));
+        let last_is_known = tail.last().is_some_and(|last| known.contains(last));
         if last_is_known { Recall::Agrees } else { Recall::Unknown }
     }
 
-    /// Whether the window and the fetch behind it go on at `next_offset`.
+    /// Whether memory, the journal and the fetch behind them go on at `next_offset`.
     pub(super) fn goes_on_at(&self, next_offset: Offset) -> bool {
-        self.progress.is_some_and(|progress| progress.fetched == next_offset)
+        let Some(progress) = self.progress else { return false };
+        progress.fetched == next_offset
+            || self.flight.iter().any(|sent| sent.offset == next_offset)
             || self.window.iter().any(|held| held.batch.base_offset() == next_offset)
+            || self.journal.is_some_and(|(first, next)| {
+                (first..next).contains(&next_offset) && self.window_start().is_some_and(|start| start <= next)
+            })
     }
 
-    /// Goes on at `next_offset`, with what of the window lies behind it. Returns whether fetching has to start anew, at
-    /// [`EdgeProgress::fetched`].
+    /// Goes on at `next_offset`, with what lies behind it. Returns false where nothing does: all is forgotten, the
+    /// journal's part is to be discarded and fetching to start anew at [`EdgeProgress::fetched`].
     pub(super) fn place(&mut self, run: u32, next_offset: Offset) -> bool {
-        debug_assert_eq!(self.sent_batches, 0, "unsend comes first");
-        self.placement = Placement::Placed { run };
-        if let (true, Some(progress)) = (self.goes_on_at(next_offset), self.progress) {
-            self.drop_confirmed(next_offset);
+        debug_assert!(self.flight.is_empty(), "unsend comes first");
+        self.stuck = false;
+        self.dirty = true;
+        self.untrimmed = true;
+        let goes_on = self.goes_on_at(next_offset);
+        if let (true, Some(progress)) = (goes_on, self.progress) {
             self.progress = Some(EdgeProgress { confirmed: next_offset, sent: next_offset, ..progress });
+            self.drop_below(next_offset);
+            self.drop_journal_below(next_offset);
         } else {
-            self.window.clear();
-            self.window_bytes = 0;
-            self.progress = Some(EdgeProgress::at(next_offset));
+            self.start(next_offset);
             self.fetching = Fetching::Off;
         }
-        self.fetching == Fetching::Off
+        self.placement = Placement::Placed { run };
+        goes_on
     }
 
     /// The session is over, or the run: nothing counts as sent. Returns the bytes that were in flight.
     pub(super) fn unsend(&mut self) -> usize {
-        self.sent_batches = 0;
+        for sent in std::mem::take(&mut self.flight).into_iter().rev() {
+            let joins = self.window_start() == Some(sent.next_offset);
+            match sent.what {
+                SentWhat::Batch(held) if joins => self.window.push_front(held),
+                // Behind it the journal begins, which then has it too.
+                SentWhat::Batch(held) => self.window_bytes -= held.bytes(),
+                SentWhat::Journaled(_) => {}
+            }
+        }
+        self.drain.clear();
+        self.drain_bytes = 0;
+        self.loading = None;
         if let Some(progress) = &mut self.progress {
             progress.sent = progress.confirmed;
         }
+        let confirmed = self.progress.map_or(0, |progress| progress.confirmed);
+        self.drop_below(confirmed);
         std::mem::take(&mut self.in_flight_bytes)
     }
 
-    /// Forgets the window. Returns its bytes.
-    pub(super) fn clear(&mut self) -> usize {
-        self.window.clear();
+    /// Forgets what is in memory, and keeps what the journal holds and the cloud lacks. Returns the bytes let go.
+    pub(super) fn pause(&mut self) -> usize {
+        let bytes = self.window_bytes;
+        let (confirmed, shipped) = (self.progress.map(|progress| progress.confirmed), self.shipped());
+        let journal = self.journal.map(|(first, next)| (first, next, self.journal_epoch));
         self.progress = None;
+        let confirmed = journal.and(confirmed);
+        self.restore(confirmed, shipped, journal);
+        bytes
+    }
+
+    /// Forgets everything but what was shipped. Returns the bytes let go.
+    pub(super) fn clear(&mut self) -> usize {
+        let bytes = self.window_bytes;
+        self.forget_memory();
+        self.journal = None;
+        self.progress = None;
+        bytes
+    }
+
+    fn forget_memory(&mut self) {
         self.placement = Placement::None;
         self.fetching = Fetching::Off;
-        std::mem::take(&mut self.window_bytes)
+        self.flight.clear();
+        self.in_flight_bytes = 0;
+        self.drain.clear();
+        self.drain_bytes = 0;
+        self.window.clear();
+        self.window_bytes = 0;
+        self.spilling = None;
+        self.loading = None;
     }
 
     /// Takes what was fetched, up to the first batch that does not join; returns why that one does not.
-    pub(super) fn add(&mut self, batches: Vec<Batch>) -> Option<Failure> {
+    pub(super) fn add(&mut self, batches: Vec<Batch>, now: Time) -> Option<Failure> {
         let progress = self.progress.as_mut()?;
         for batch in batches {
             let (base, next) = (batch.base_offset(), progress.fetched);
@@ -196,25 +397,79 @@ impl EdgePartition {
                 return Some(misfit(self.partition, next, &batch));
             }
             progress.fetched = batch.next_offset();
-            let held = Held { crc: batch.canonical_crc(), batch };
+            self.last_timestamp = Some(batch.max_timestamp());
+            let held = Held { crc: batch.canonical_crc(), batch, since: now };
             self.window_bytes += held.bytes();
             self.window.push_back(held);
         }
         None
     }
 
-    /// The next frame's entries: at least one batch, then as many as fit into `target` bytes. Counts them as sent.
-    pub(super) fn next_entries(&mut self, target: usize) -> Vec<Entry> {
+    fn next(&self) -> Next {
+        let Some(progress) = self.progress else { return Next::Nothing };
+        if !self.drain.is_empty() {
+            Next::Drain
+        } else if self.window.front().is_some_and(|held| held.batch.base_offset() == progress.sent) {
+            Next::Window
+        } else if progress.sent < progress.fetched {
+            Next::Load
+        } else {
+            Next::Nothing
+        }
+    }
+
+    /// Whether a frame could be sent now.
+    pub(super) fn has_unsent(&self) -> bool {
+        matches!(self.next(), Next::Drain | Next::Window)
+    }
+
+    /// The next frame's content: a frame of the journal, or at least one batch and as many as fit into `target` bytes.
+    /// Counts it as sent.
+    pub(super) fn take_next(&mut self, target: usize) -> Option<OutgoingBody> {
+        match self.next() {
+            Next::Drain => self.drain.pop_front().map(|packed| self.send_packed(packed)),
+            Next::Window => Some(OutgoingBody::Entries(self.send_batches(target))),
+            Next::Load | Next::Nothing => None,
+        }
+    }
+
+    fn send_packed(&mut self, packed: Packed) -> OutgoingBody {
+        self.drain_bytes -= packed.body_bytes();
+        let sent = self.progress.map_or(packed.first_offset, |progress| progress.sent);
+        self.flight.push_back(Sent {
+            offset: sent,
+            next_offset: packed.next_offset,
+            credit: packed.raw_bytes,
+            epoch: packed.last_epoch,
+            what: SentWhat::Journaled(packed.tail.clone()),
+        });
+        self.in_flight_bytes += packed.raw_bytes;
+        if let Some(progress) = &mut self.progress {
+            progress.sent = packed.next_offset;
+        }
+        // The frame may reach into the window, where it was spilled and not yet let go of.
+        while let Some(held) = self.window.pop_front_if(|held| held.batch.next_offset() <= packed.next_offset) {
+            self.window_bytes -= held.bytes();
+        }
+        OutgoingBody::Packed(packed)
+    }
+
+    fn send_batches(&mut self, target: usize) -> Vec<Entry> {
         let mut entries = Vec::new();
         let mut bytes = 0;
-        for held in self.window.iter().skip(self.sent_batches) {
-            if !entries.is_empty() && (bytes + held.bytes() > target || entries.len() == MAX_FRAME_ENTRIES) {
-                break;
-            }
+        while let Some(held) = self.window.pop_front_if(|held| {
+            entries.is_empty() || (bytes + held.bytes() <= target && entries.len() < MAX_FRAME_ENTRIES)
+        }) {
             bytes += held.bytes();
             entries.push(Entry::Batch(held.batch.clone()));
+            self.flight.push_back(Sent {
+                offset: held.batch.base_offset(),
+                next_offset: held.batch.next_offset(),
+                credit: held.bytes(),
+                epoch: held.batch.leader_epoch(),
+                what: SentWhat::Batch(held),
+            });
         }
-        self.sent_batches += entries.len();
         self.in_flight_bytes += bytes;
         if let (Some(progress), Some(last)) = (&mut self.progress, entries.last()) {
             progress.sent = last.next_offset();
@@ -222,38 +477,58 @@ impl EdgePartition {
         entries
     }
 
-    /// The next unsent batch.
+    /// The next batch of the window, if that is what is sent next.
     pub(super) fn next_batch(&self) -> Option<&Batch> {
-        self.window.get(self.sent_batches).map(|held| &held.batch)
+        if self.next() == Next::Window { self.window.front().map(|held| &held.batch) } else { None }
     }
 
-    /// Size of the next unsent batch, as budgets count it.
+    /// Least credit that the next frame takes.
     pub(super) fn next_bytes(&self) -> usize {
-        self.next_batch().map_or(0, Entry::batch_bytes)
+        match self.next() {
+            Next::Drain => self.drain.front().map_or(0, |packed| packed.raw_bytes),
+            Next::Window => self.window.front().map_or(0, Held::bytes),
+            Next::Load | Next::Nothing => 0,
+        }
     }
 
-    /// The cloud holds everything below `offset`. Returns the bytes confirmed, or `None` where that was never sent.
+    /// The cloud holds everything below `offset`. Returns the bytes of credit given back, or `None` where that was never
+    /// sent.
     pub(super) fn confirm(&mut self, offset: Offset) -> Option<usize> {
         let progress = self.progress.as_mut()?;
         if offset > progress.sent {
             return None;
         }
         progress.confirmed = progress.confirmed.max(offset);
-        let before = self.window_bytes;
-        self.drop_confirmed(offset);
-        let freed = before - self.window_bytes;
-        self.in_flight_bytes -= freed;
-        Some(freed)
+        self.dirty = true;
+        self.untrimmed = true;
+        let before = self.in_flight_bytes;
+        while let Some(sent) = self.flight.pop_front_if(|sent| sent.next_offset <= offset) {
+            self.in_flight_bytes -= sent.credit;
+            self.shipped_epoch = sent.epoch;
+            match sent.what {
+                SentWhat::Batch(held) => {
+                    self.window_bytes -= held.bytes();
+                    self.remember(held.tail());
+                }
+                SentWhat::Journaled(tail) => tail.into_iter().for_each(|batch| self.remember(batch)),
+            }
+        }
+        self.drop_journal_below(offset);
+        Some(before - self.in_flight_bytes)
     }
 
-    fn drop_confirmed(&mut self, offset: Offset) {
+    fn remember(&mut self, batch: TailBatch) {
+        self.shipped.push_back(batch);
+        if self.shipped.len() > MAX_TAIL {
+            self.shipped.pop_front();
+        }
+    }
+
+    fn drop_below(&mut self, offset: Offset) {
         while let Some(held) = self.window.pop_front_if(|held| held.batch.next_offset() <= offset) {
             self.window_bytes -= held.bytes();
-            self.sent_batches = self.sent_batches.saturating_sub(1);
-            self.shipped.push_back(held.tail());
-            if self.shipped.len() > MAX_TAIL {
-                self.shipped.pop_front();
-            }
+            self.shipped_epoch = held.batch.leader_epoch();
+            self.remember(held.tail());
         }
     }
 }
@@ -272,7 +547,7 @@ fn misfit(partition: Partition, next: Offset, batch: &Batch) -> Failure {
 }
 
 /// The failure of two batches that should be one.
-pub(super) fn differs(partition: Partition, ours: &TailBatch, theirs: &TailBatch) -> Failure {
+pub fn differs(partition: Partition, ours: &TailBatch, theirs: &TailBatch) -> Failure {
     let detail = format!(
         "the source's batch of offsets {} to {} has canonical CRC {:#010x}, the mirror's of offsets {} to {} has {:#010x}",
         ours.base_offset, ours.last_offset, ours.crc, theirs.base_offset, theirs.last_offset, theirs.crc

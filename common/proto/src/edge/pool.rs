@@ -85,6 +85,12 @@ impl Rate {
         self.current += bytes;
     }
 
+    /// Bytes confirmed in one second, over the last ten.
+    pub(super) fn bytes_per_second(&self) -> u64 {
+        let sum: usize = self.buckets.iter().sum();
+        (sum / self.buckets.len().max(1)) as u64
+    }
+
     /// Bytes a frame should have: what the link carried in its best second of the last ten.
     pub(super) fn frame_target(&self) -> usize {
         let best = self.buckets.iter().copied().chain([self.current]).max().unwrap_or(0);

@@ -1,5 +1,6 @@
 //! What a site has to show: plain values for status pages and metrics.
 
+use super::Retention;
 use crate::failure::Failure;
 use crate::id::{Offset, Partition, Term, TopicName};
 
@@ -64,6 +65,14 @@ pub struct EdgePartitionStatus {
     pub unverified: bool,
     /// Times the cloud came back without what it had confirmed.
     pub rewinds: u64,
+    /// First offset in the journal, and the one after the last; `None` where it holds nothing that the cloud lacks.
+    pub journal: Option<(Offset, Offset)>,
+    /// First offset that the source still has, once something was fetched.
+    pub source_log_start: Option<Offset>,
+    /// Timestamp of the last batch fetched, in ms since 1970.
+    pub last_timestamp: Option<i64>,
+    /// Reading it failed in the dark; the next session shows whether that matters.
+    pub stuck: bool,
 }
 
 impl EdgePartitionStatus {
@@ -80,6 +89,8 @@ pub struct EdgeMirrorStatus {
     pub topic: TopicName,
     /// Its state.
     pub state: EdgeMirrorState,
+    /// When the source deletes its records.
+    pub retention: Retention,
     /// Its partitions, in order.
     pub partitions: Vec<EdgePartitionStatus>,
 }
@@ -97,6 +108,10 @@ pub struct EdgeStatus {
     pub in_flight_bytes: usize,
     /// Bytes of batches in memory.
     pub window_bytes: usize,
+    /// Bytes confirmed in one second, over the last ten seconds in which some were.
+    pub bytes_per_second: u64,
+    /// Why the journal takes nothing; `None` while it does, or where there is none.
+    pub journal_trouble: Option<String>,
     /// Bytes of batches confirmed since the start.
     pub confirmed_bytes: u64,
     /// The mirrors, by topic.

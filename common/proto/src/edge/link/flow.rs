@@ -1,11 +1,12 @@
 //! Where partitions go on, what is fetched for them, sent and confirmed.
 
-use super::{Breach, EdgeLink, Key, Phase, Session, topic_of};
+use super::mirrors::{replaced, topic_of};
+use super::{Breach, EdgeLink, Key, Phase, Session};
 use crate::batch::Batch;
 use crate::edge::check::too_large;
 use crate::edge::partition::{EdgePartition, Fetching, Placement, Recall};
 use crate::edge::pool::Pool;
-use crate::edge::{EdgeEvent, EdgeOutput, Outgoing, OutgoingBody, Verdict};
+use crate::edge::{EdgeEvent, EdgeOutput, Outgoing, Verdict};
 use crate::failure::Failure;
 use crate::id::{MirrorId, Offset, Partition, Time, TopicName};
 use crate::limits::{MAX_ENTRIES, MAX_TAIL};
@@ -45,13 +46,15 @@ impl EdgeLink {
                 continue;
             }
             let target = self.rate.frame_target().min(open.max_frame_bytes).min(open.credit.free());
-            let before = partition.in_flight_bytes();
-            let entries = partition.next_entries(target);
-            open.credit.change(before, partition.in_flight_bytes());
-            let frame = Outgoing { mirror: id, run, partition: key.1, body: OutgoingBody::Entries(entries) };
-            partition.validate();
-            partition.queued = partition.has_unsent();
-            if partition.queued {
+            let taken = self.with(&key, |partition| {
+                let body = partition.take_next(target);
+                partition.queued = partition.has_unsent();
+                (body, partition.queued)
+            });
+            let Some((Some(body), queued)) = taken else { continue };
+            let frame = Outgoing { mirror: id, run, partition: key.1, body };
+            self.expect_load(&key);
+            if queued {
                 self.ready.push_back(key);
             }
             return Some(frame);
@@ -76,26 +79,38 @@ impl EdgeLink {
             return Err(format!("{topic} partition {number}: run {run} after run {}", partition.last_run));
         }
         partition.last_run = run;
-        let in_flight = partition.unsend();
+        // A cloud that lost its tail between two sessions cannot know what it had confirmed: we do.
+        let confirmed = partition.progress().map_or(0, |progress| progress.confirmed);
+        let lost = rewind || next_offset < confirmed;
+        partition.rewinds += u64::from(lost);
+        mirror.settled = true;
+        match mirror.replaced {
+            Some(_) if next_offset == 0 && confirmed > 0 => self.adopt_replacement(topic),
+            // The mirror holds the old topic's records, and we nothing to add to them.
+            Some(_) if mirror.ending.is_none() && next_offset > 0 => {
+                self.fail(topic, replaced(), false);
+                return Ok(());
+            }
+            Some(_) if mirror.ending.is_none() => self.adopt_replacement(topic),
+            Some(_) | None => {}
+        }
         self.next_ticket += 1;
         let ticket = self.next_ticket;
-        partition.placement = Placement::Comparing { run, next_offset, ticket };
-        let recall = partition.recall(tail, next_offset);
-        // What memory knows was true when it was fetched. Only a fetch that has gone on since then would have noticed that
-        // the source lost its tail and wrote another; before a new one the source itself is asked.
-        let memory_will_do = next_offset == 0 || partition.goes_on_at(next_offset);
-        if let Session::Open(open) = &mut self.session {
-            open.credit.change(in_flight, 0);
-        }
-        // A cloud that lost its tail between two sessions cannot know what it had confirmed: we do.
-        let lost = rewind || partition.progress().is_some_and(|progress| next_offset < progress.confirmed);
-        partition.rewinds += u64::from(lost);
+        let key = (topic.clone(), number);
+        let found = self.with(&key, |partition| {
+            partition.unsend();
+            partition.placement = Placement::Comparing { run, next_offset, ticket };
+            // What memory knows was true when it was fetched. Only a fetch that goes on behind it would notice that the
+            // source lost its tail and wrote another; before a new one the source itself is asked.
+            (partition.recall(tail, next_offset), next_offset == 0 || partition.goes_on_at(next_offset))
+        });
+        let Some((recall, memory_will_do)) = found else { return Ok(()) };
         if lost {
             let event = EdgeEvent::Rewound { topic: topic.clone(), partition: number, next_offset };
             self.outputs.push_back(EdgeOutput::Event(event));
         }
         match recall {
-            Recall::Agrees if memory_will_do => self.place(topic, number, false),
+            Recall::Agrees if memory_will_do => self.place(&key, false),
             Recall::Differs(failure) => self.fail(topic, failure, false),
             Recall::Agrees | Recall::Unknown => {
                 let (topic, partition, tail) = (topic.clone(), number, tail.clone());
@@ -112,67 +127,85 @@ impl EdgeLink {
             return;
         }
         match verdict {
-            Verdict::Agrees => self.place(topic, partition, false),
-            Verdict::Unverified => self.place(topic, partition, true),
+            Verdict::Agrees => self.place(&(topic.clone(), partition), false),
+            Verdict::Unverified => self.place(&(topic.clone(), partition), true),
             Verdict::Failed(failure) => self.fail(topic, failure, false),
         }
     }
 
     /// The tail agrees: the run begins.
-    fn place(&mut self, topic: &TopicName, number: Partition, unverified: bool) {
-        let Some(mirror) = self.mirrors.get_mut(topic) else { return };
+    fn place(&mut self, key: &Key, unverified: bool) {
+        let Some(mirror) = self.mirrors.get_mut(&key.0) else { return };
         let Some(id) = mirror.id else { return };
-        let Some(partition) = mirror.partition(number) else { return };
-        let Placement::Comparing { run, next_offset, .. } = partition.placement else { return };
-        let before = partition.window_bytes();
-        let fetch_anew = partition.place(run, next_offset);
-        partition.unverified = unverified;
-        partition.validate();
-        self.window.change(before, partition.window_bytes());
-        self.send(EdgeBody::Placed(Placed { mirror: id.0, partition: number, run, unverified }));
+        let ending = mirror.ending.is_some();
+        let Some(Placement::Comparing { run, next_offset, .. }) = mirror.partition(key.1).map(|at| at.placement) else {
+            return;
+        };
+        let placed = self.with(key, |partition| {
+            partition.unverified = unverified;
+            (partition.place(run, next_offset), partition.fetching == Fetching::Off)
+        });
+        let Some((goes_on, off)) = placed else { return };
+        let (topic, partition) = key.clone();
+        self.send(EdgeBody::Placed(Placed { mirror: id.0, partition, run, unverified }));
         if unverified {
-            let event = EdgeEvent::Unverified { topic: topic.clone(), partition: number };
-            self.outputs.push_back(EdgeOutput::Event(event));
+            self.outputs.push_back(EdgeOutput::Event(EdgeEvent::Unverified { topic: topic.clone(), partition }));
         }
-        let key = (topic.clone(), number);
-        if fetch_anew {
-            self.fetch(&key);
+        if !goes_on && self.journal.is_open() {
+            self.outputs.push_back(EdgeOutput::Discard { partitions: vec![key.clone()] });
         }
-        self.queue(&key);
+        if off && !ending {
+            self.fetch(key);
+        }
+        self.queue(key);
+        self.expect_load(key);
+        self.load();
         self.unthrottle();
+        self.end_if_shipped(&topic);
     }
 
-    fn fetch(&mut self, key: &Key) {
+    pub(super) fn fetch(&mut self, key: &Key) {
         self.next_ticket += 1;
         let fetch = self.next_ticket;
         let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
         let Some(progress) = partition.progress() else { return };
+        let epoch = partition.fetched_epoch();
         partition.fetching = Fetching::Running { fetch };
         self.throttled.remove(key);
         let (topic, partition) = key.clone();
-        self.outputs.push_back(EdgeOutput::Fetch { topic, partition, fetch, offset: progress.fetched });
+        self.outputs.push_back(EdgeOutput::Fetch { topic, partition, fetch, offset: progress.fetched, epoch });
         self.throttle(key);
     }
 
-    pub(super) fn fetched(&mut self, key: &Key, fetch: u64, batches: Vec<Batch>, high_watermark: Offset) {
-        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
-        let current = match partition.fetching {
-            Fetching::Running { fetch } | Fetching::Paused { fetch } => Some(fetch),
-            Fetching::Off => None,
-        };
-        if current != Some(fetch) {
-            return;
-        }
-        partition.high_watermark = Some(high_watermark);
-        let before = partition.window_bytes();
-        let failure = partition.add(batches);
-        partition.validate();
-        self.window.change(before, partition.window_bytes());
-        if let Some(failure) = failure {
-            return self.fail(&key.0, failure, false);
+    pub(super) fn fetched(
+        &mut self,
+        key: &Key,
+        fetch: u64,
+        batches: Vec<Batch>,
+        (log_start, high_watermark): (Offset, Offset),
+        now: Time,
+    ) {
+        let some = !batches.is_empty();
+        let added = self.with(key, |partition| {
+            let current = match partition.fetching {
+                Fetching::Running { fetch } | Fetching::Paused { fetch } => Some(fetch),
+                Fetching::Off => None,
+            };
+            (current == Some(fetch)).then(|| {
+                partition.high_watermark = Some(high_watermark);
+                partition.log_start = Some(log_start);
+                partition.add(batches, now)
+            })
+        });
+        let Some(Some(failure)) = added else { return };
+        if some {
+            self.expect_spill(now);
         }
         self.queue(key);
         self.throttle(key);
+        if let Some(failure) = failure {
+            self.end(&key.0, failure);
+        }
     }
 
     pub(super) fn fetch_failed(&mut self, topic: &TopicName, fetch: u64, failure: Failure) {
@@ -181,8 +214,18 @@ impl EdgeLink {
             Fetching::Running { fetch: current } | Fetching::Paused { fetch: current } => current == fetch,
             Fetching::Off => false,
         };
-        if mirror.partitions.iter().any(is_current) {
-            self.fail(topic, failure, false);
+        let Some(partition) = mirror.partitions.iter().find(|partition| is_current(partition)) else { return };
+        let key = (topic.clone(), partition.partition());
+        if matches!(partition.placement, Placement::None) && !self.is_open() {
+            // From where an old checkpoint left off, perhaps: the gateway will say where to go on.
+            self.with(&key, |partition| {
+                partition.stuck = true;
+                partition.fetching = Fetching::Off;
+            });
+            self.throttled.remove(&key);
+            self.outputs.push_back(EdgeOutput::Event(EdgeEvent::Stuck { topic: key.0, failure }));
+        } else {
+            self.end(topic, failure);
         }
     }
 
@@ -220,7 +263,7 @@ impl EdgeLink {
     }
 
     /// Gives the partition its turn at the link.
-    fn queue(&mut self, key: &Key) {
+    pub(super) fn queue(&mut self, key: &Key) {
         let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
         let placed = matches!(partition.placement, Placement::Placed { .. });
         if placed && !partition.queued && partition.has_unsent() {
@@ -246,21 +289,20 @@ impl EdgeLink {
             if partition.placement != (Placement::Placed { run: entry.run }) {
                 continue;
             }
-            let (held, in_flight) = (partition.window_bytes(), partition.in_flight_bytes());
-            let Some(freed) = partition.confirm(entry.offset) else {
+            let key = (topic, entry.partition);
+            let Some(Some(freed)) = self.with(&key, |partition| partition.confirm(entry.offset)) else {
                 return Err(format!(
-                    "{topic} partition {}: offset {} confirmed, but never sent",
-                    entry.partition, entry.offset
+                    "{} partition {}: offset {} confirmed, but never sent",
+                    key.0, key.1, entry.offset
                 ));
             };
-            partition.validate();
-            self.window.change(held, partition.window_bytes());
-            open.credit.change(in_flight, partition.in_flight_bytes());
             freed_in_all += freed;
+            self.end_if_shipped(&key.0);
         }
         self.confirmed_bytes += freed_in_all as u64;
         self.rate.confirmed(freed_in_all, now);
         self.unthrottle();
+        self.load();
         Ok(())
     }
 
@@ -285,6 +327,7 @@ impl EdgeLink {
         for entries in entries.chunks(MAX_ENTRIES) {
             self.send(EdgeBody::SourcePositions(Positions { entries: entries.to_vec() }));
         }
+        self.trim();
     }
 }
 

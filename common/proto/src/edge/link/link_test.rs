@@ -3,10 +3,11 @@
 use super::*;
 use crate::batch::Batch;
 use crate::edge::Verdict;
+use crate::failure::FailureCode;
 use crate::frame::Entry;
 use crate::id::Offset;
 use crate::testing::BatchBuilder;
-use crate::wire::{CloudMessage, PartitionOffset, Position, Positions, TailBatch};
+use crate::wire::{CloudMessage, Failed, Filters, Mirror, PartitionOffset, Position, Positions, TailBatch};
 
 const NOW: Time = Time::from_secs(100);
 const WINDOW: usize = 10_000;
@@ -20,6 +21,7 @@ fn fresh() -> EdgeLink {
         software: "test".to_owned(),
         incarnation: 7,
         window_bytes: WINDOW,
+        spill_delay: Time::from_secs(2),
         max_frame_bytes: 2_000,
     })
 }
@@ -48,8 +50,13 @@ fn told(mirror: u32, topic: &str, paused: bool) -> EdgeInput {
 }
 
 fn found(partitions: i32) -> EdgeInput {
-    let source = SourceTopic { partitions, topic_id: Some([1; 16]), configs: Vec::new() };
+    let source =
+        SourceTopic { partitions, topic_id: Some([1; 16]), configs: Vec::new(), retention: Retention::default() };
     EdgeInput::Source { topic: topic(), source: Ok(source) }
+}
+
+fn filters(patterns: &[&str]) -> EdgeInput {
+    message(CloudBody::Filters(Filters { patterns: patterns.iter().map(|text| (*text).to_owned()).collect() }))
 }
 
 fn batch(base: Offset) -> Batch {
@@ -72,7 +79,7 @@ fn confirm(run: u32, offset: Offset) -> EdgeInput {
 fn fetched(fetch: u64, bases: impl IntoIterator<Item = Offset>) -> EdgeInput {
     let batches: Vec<_> = bases.into_iter().map(batch).collect();
     let high_watermark = batches.last().map_or(0, Batch::next_offset);
-    EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark }
+    EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark, log_start: 0 }
 }
 
 fn feed(link: &mut EdgeLink, input: EdgeInput) -> Vec<EdgeOutput> {
@@ -134,6 +141,10 @@ fn failure(outputs: &[EdgeOutput]) -> Option<FailureCode> {
     outputs.iter().find_map(|output| {
         if let EdgeOutput::Event(EdgeEvent::MirrorFailed { failure, .. }) = output { Some(failure.code) } else { None }
     })
+}
+
+fn ends(outputs: &[EdgeOutput]) -> bool {
+    outputs.iter().any(|output| matches!(output, EdgeOutput::Event(EdgeEvent::MirrorEnding { .. })))
 }
 
 #[test]
@@ -297,7 +308,10 @@ fn a_tail_unknown_to_memory_is_compared_with_the_source() {
 #[test]
 fn batches_that_do_not_join_fail_the_mirror() {
     let (mut link, fetch) = live();
-    assert_eq!(failure(&feed(&mut link, fetched(fetch, [0, 6]))), Some(FailureCode::UnsupportedGap));
+    let outputs = feed(&mut link, fetched(fetch, [0, 6]));
+    assert!(ends(&outputs), "what came before it goes to the cloud first: {outputs:?}");
+    assert_eq!(frames(&mut link), [(1, 0, 2)]);
+    assert_eq!(failure(&feed(&mut link, confirm(1, 2))), Some(FailureCode::UnsupportedGap));
     let mut link = open();
     let outputs = feed(&mut link, position(1, 1, Vec::new()));
     let [EdgeOutput::CompareTail { ticket, .. }] = outputs[..] else { panic!("{outputs:?}") };
@@ -355,8 +369,14 @@ fn a_partition_that_stalls_leaves_credit_to_the_others() {
         feed(&mut link, fetched(stalled, [at * 2]));
     }
     assert!(frames(&mut link).len() > 1);
-    let input =
-        EdgeInput::Fetched { topic: topic(), partition: 1, fetch: other, batches: vec![batch(0)], high_watermark: 2 };
+    let input = EdgeInput::Fetched {
+        topic: topic(),
+        partition: 1,
+        fetch: other,
+        batches: vec![batch(0)],
+        high_watermark: 2,
+        log_start: 0,
+    };
     feed(&mut link, input);
     assert_eq!(frames(&mut link), [(1, 0, 2)]);
 }
@@ -367,19 +387,56 @@ fn credit_of_a_mirror_that_failed_here_returns_with_the_gateways_answer() {
     feed(&mut link, fetched(fetch, [0, 2]));
     frames(&mut link);
     let in_flight = link.status().in_flight_bytes;
-    let corrupt = Failure::at(FailureCode::CorruptSourceBatch, 0, 4, "bad CRC");
-    let input = EdgeInput::FetchFailed { topic: topic(), fetch, failure: corrupt.clone() };
-    assert_eq!(failure(&feed(&mut link, input)), Some(FailureCode::CorruptSourceBatch));
+    let batches = vec![BatchBuilder::new(4).payload(1_940).build()];
+    let input = EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark: 5, log_start: 0 };
+    feed(&mut link, input);
+    assert_eq!(frames(&mut link), []);
+    let outputs: Vec<_> = std::iter::from_fn(|| link.poll_output()).collect();
+    assert_eq!(failure(&outputs), Some(FailureCode::BatchTooLarge));
     assert_eq!((link.status().in_flight_bytes, link.status().window_bytes), (in_flight, 0));
-    feed(&mut link, message(CloudBody::Failed(Failed::new(MirrorId(0), &corrupt))));
+    let failure = Failure::at(FailureCode::BatchTooLarge, 0, 4, "too large");
+    feed(&mut link, message(CloudBody::Failed(Failed::new(MirrorId(0), &failure))));
     assert_eq!(link.status().in_flight_bytes, 0);
 }
 
+fn made_anew() -> EdgeInput {
+    let source =
+        SourceTopic { partitions: 1, topic_id: Some([2; 16]), configs: Vec::new(), retention: Retention::default() };
+    EdgeInput::Source { topic: topic(), source: Ok(source) }
+}
+
 #[test]
-fn a_topic_created_again_fails_the_mirror() {
-    let mut link = open();
-    let source = SourceTopic { partitions: 1, topic_id: Some([2; 16]), configs: Vec::new() };
-    let outputs = feed(&mut link, EdgeInput::Source { topic: topic(), source: Ok(source) });
+fn a_topic_created_again_fails_the_mirror_once_the_old_one_is_shipped() {
+    let (mut link, _) = live();
+    assert_eq!(failure(&feed(&mut link, made_anew())), Some(FailureCode::SourceTopicIdChanged));
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2]));
+    let outputs = feed(&mut link, made_anew());
+    assert!(ends(&outputs), "{outputs:?}");
+    assert_eq!(frames(&mut link), [(1, 0, 4)]);
+    assert_eq!(failure(&feed(&mut link, confirm(1, 2))), None);
+    assert_eq!(failure(&feed(&mut link, confirm(1, 4))), Some(FailureCode::SourceTopicIdChanged));
+}
+
+#[test]
+fn a_mirror_made_anew_takes_the_topic_that_was() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2]));
+    frames(&mut link);
+    feed(&mut link, confirm(1, 4));
+    reconnect(&mut link);
+    feed(&mut link, made_anew());
+    let outputs = feed(&mut link, position(1, 0, Vec::new()));
+    assert_eq!(failure(&outputs), None);
+    assert_eq!(fetch_of(&outputs).map(|(_, offset)| offset), Some(0));
+    // And one that was not made anew holds records of the old topic.
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0, 2]));
+    frames(&mut link);
+    feed(&mut link, confirm(1, 4));
+    reconnect(&mut link);
+    feed(&mut link, made_anew());
+    let outputs = feed(&mut link, position(1, 4, vec![tail(&batch(2))]));
     assert_eq!(failure(&outputs), Some(FailureCode::SourceTopicIdChanged));
 }
 
@@ -389,7 +446,8 @@ fn mirrors_of_an_earlier_session_that_are_not_told_again_are_dropped() {
     feed(&mut link, fetched(fetch, [0]));
     feed(&mut link, EdgeInput::Disconnected);
     feed(&mut link, connected());
-    let outputs = feed(&mut link, welcome(0));
+    feed(&mut link, welcome(0));
+    let outputs = feed(&mut link, filters(&[]));
     assert!(outputs.contains(&EdgeOutput::Forget { topic: topic() }), "{outputs:?}");
     assert_eq!((link.status().window_bytes, link.status().mirrors.len()), (0, 0));
 }
@@ -416,7 +474,7 @@ fn breaches_close_the_session() {
 fn a_batch_above_the_gateways_largest_frame_fails_its_mirror() {
     let (mut link, fetch) = live();
     let batches = vec![BatchBuilder::new(0).payload(1_940).build()];
-    let input = EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark: 1 };
+    let input = EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark: 1, log_start: 0 };
     feed(&mut link, input);
     assert_eq!(frames(&mut link), []);
     let outputs: Vec<_> = std::iter::from_fn(|| link.poll_output()).collect();

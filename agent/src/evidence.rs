@@ -1,0 +1,82 @@
+//! What the journal says about a mirror's end: frames stay readable for a while after they were confirmed, and after a
+//! restart they are the best evidence there is.
+
+use tombolo_proto::edge::{Verdict, differs};
+use tombolo_proto::frame::{Entry, FrameLimits};
+use tombolo_proto::id::{Offset, Partition, TopicName};
+use tombolo_proto::limits::MAX_FRAME_BYTES;
+use tombolo_proto::wire::TailBatch;
+
+use crate::journal::Journal;
+
+/// Bytes of frames that are read for a comparison, about.
+const READ_BYTES: usize = 1 << 20;
+const LIMITS: FrameLimits = FrameLimits { max_bytes: MAX_FRAME_BYTES };
+
+/// Compares a mirror's tail with the journal. `None` where the journal does not go on from there, or does not hold the
+/// tail's last batch: then the source is to be asked.
+pub(crate) fn compare(
+    journal: &mut impl Journal,
+    topic: &TopicName,
+    partition: Partition,
+    tail: &[TailBatch],
+    next_offset: Offset,
+) -> Option<Verdict> {
+    let last = tail.last()?;
+    let goes_on = journal.ranges().iter().any(|range| {
+        range.topic == *topic && range.partition == partition && (range.first..=range.next).contains(&next_offset)
+    });
+    if !goes_on {
+        return None;
+    }
+    // A frame that cannot be read is no evidence; reading on will find the damage.
+    let frames = journal.read(topic, partition, last.base_offset, READ_BYTES).ok()?;
+    let ours: Vec<TailBatch> = frames
+        .iter()
+        .map_while(|packed| packed.unpack(LIMITS).ok())
+        .flatten()
+        .filter_map(|entry| if let Entry::Batch(batch) = entry { Some(TailBatch::of(&batch)) } else { None })
+        .collect();
+    for theirs in tail {
+        let overlaps =
+            |ours: &&TailBatch| ours.base_offset <= theirs.last_offset && theirs.base_offset <= ours.last_offset;
+        if let Some(ours) = ours.iter().find(overlaps)
+            && ours != theirs
+        {
+            return Some(Verdict::Failed(differs(partition, ours, theirs)));
+        }
+    }
+    ours.contains(last).then_some(Verdict::Agrees)
+}
+
+#[cfg(test)]
+mod tests {
+    use tombolo_proto::frame::Packed;
+    use tombolo_proto::testing::BatchBuilder;
+
+    use super::*;
+    use crate::journal::{JournalFrame, MemoryJournal};
+
+    fn batch(base: Offset, payload: usize) -> tombolo_proto::batch::Batch {
+        BatchBuilder::new(base).records(2).payload(payload).build()
+    }
+
+    #[test]
+    fn the_journal_agrees_differs_or_does_not_know() {
+        let topic = TopicName::new("orders").unwrap();
+        let mut journal = MemoryJournal::new(1 << 20);
+        for base in [10, 14] {
+            let packed = Packed::new(&[Entry::Batch(batch(base, 300)), Entry::Batch(batch(base + 2, 300))]);
+            journal.append(&[JournalFrame { topic: topic.clone(), partition: 0, packed }]).unwrap();
+        }
+        let mut ask = |tail: &[TailBatch], next| compare(&mut journal, &topic, 0, tail, next);
+        let ours = |base| TailBatch::of(&batch(base, 300));
+        assert_eq!(ask(&[ours(12)], 14), Some(Verdict::Agrees));
+        assert_eq!(ask(&[ours(16)], 18), Some(Verdict::Agrees));
+        assert_eq!(ask(&[ours(8)], 10), None, "before its first frame");
+        assert_eq!(ask(&[ours(30)], 32), None, "beyond its end");
+        assert_eq!(ask(&[], 12), None);
+        let other = TailBatch::of(&batch(12, 301));
+        assert!(matches!(ask(&[other], 14), Some(Verdict::Failed(_))));
+    }
+}

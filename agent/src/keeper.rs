@@ -1,0 +1,333 @@
+//! The thread that owns the site's disk: journal and checkpoint. Calls into them block, so they have no place on the
+//! runtime.
+//!
+//! Answers go to the owner of the site over a bounded channel; it sends commands without waiting, and few are out at a
+//! time (one spill, a few loads), so neither waits for the other. A journal that failed is opened anew for as long as
+//! it takes.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tombolo_proto::edge::{Checkpoint, EdgeInput, EdgeOutput, SpillError, SpillFrame};
+use tombolo_proto::frame::Packed;
+use tombolo_proto::id::{Offset, Partition, TopicName};
+
+use crate::evidence;
+use crate::journal::{Journal, JournalError, JournalFrame, JournalRange, Limits, LostRange, SegmentJournal, Usage};
+use crate::settings::JournalSettings;
+use crate::state::{State, StateError};
+
+/// Commands on their way; more wait with the owner of the site.
+const COMMANDS: usize = 64;
+/// Before a journal that failed is opened again.
+const REOPEN_EVERY: Duration = Duration::from_secs(5);
+/// Files of the journal, in the data folder.
+const SEGMENTS: &str = "segments";
+/// The checkpoint's file, in the data folder.
+const STATE: &str = "state.redb";
+
+/// What is to be done on disk.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Spill {
+        ticket: u64,
+        frames: Vec<SpillFrame>,
+    },
+    Load {
+        topic: TopicName,
+        partition: Partition,
+        ticket: u64,
+        offset: Offset,
+        max_bytes: usize,
+    },
+    Trim {
+        confirmed: Vec<(TopicName, Partition, Offset)>,
+    },
+    Discard {
+        partitions: Vec<(TopicName, Partition)>,
+    },
+    /// A [`EdgeOutput::CompareTail`]: answered from the journal where it can be, else given back.
+    Compare(EdgeOutput),
+    Save(Checkpoint),
+    /// Everything before is done, then it ends.
+    Close(oneshot::Sender<()>),
+}
+
+/// What the owner of the site hears.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Input(EdgeInput),
+    /// The journal knows nothing of this mirror's end.
+    NoEvidence(EdgeOutput),
+}
+
+/// Figures for status and metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct DiskView {
+    pub(crate) usage: Usage,
+    /// Seconds that the last durable commit took.
+    pub(crate) last_commit: Duration,
+}
+
+/// Why the data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// The journal.
+    #[error("the journal in {} cannot be opened", folder.display())]
+    Journal {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        source: JournalError,
+    },
+    /// The checkpoint.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// No thread.
+    #[error("no thread for the journal")]
+    Thread(#[source] std::io::Error),
+}
+
+/// The owner's end.
+#[derive(Debug)]
+pub(crate) struct KeeperHandle {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) answers: mpsc::Receiver<Answer>,
+    pub(crate) view: watch::Receiver<DiskView>,
+    /// What a former process left.
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) ranges: Vec<JournalRange>,
+}
+
+/// Opens what is on disk and starts the thread. Blocks for as long as the repair of a segment takes.
+pub(crate) fn start(settings: &JournalSettings) -> Result<KeeperHandle, KeeperError> {
+    let (mut state, warning) = State::open(&settings.path.join(STATE))?;
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
+    let checkpoint = state.load()?;
+    let folder = settings.path.join(SEGMENTS);
+    let limits = Limits { max_bytes: settings.max_bytes, segment_bytes: settings.segment_bytes };
+    let began = Instant::now();
+    let (journal, lost) = SegmentJournal::open(&folder, limits)
+        .map_err(|source| KeeperError::Journal { folder: folder.clone(), source })?;
+    log_lost(&lost);
+    let (usage, ranges) = (journal.usage(), journal.ranges());
+    tracing::info!(
+        folder = %folder.display(),
+        file_bytes = usage.file_bytes,
+        frame_bytes = usage.frame_bytes,
+        partitions = ranges.len(),
+        took_ms = began.elapsed().as_millis(),
+        "journal opened"
+    );
+    let (commands, next_command) = mpsc::channel(COMMANDS);
+    let (answer, answers) = mpsc::channel(COMMANDS);
+    let (publish, view) = watch::channel(DiskView { usage, last_commit: Duration::ZERO });
+    let keeper = Keeper { folder, limits, journal: Some(journal), state, answer, publish, last_commit: Duration::ZERO };
+    thread::Builder::new()
+        .name("journal".to_owned())
+        .spawn(move || keeper.run(next_command))
+        .map_err(KeeperError::Thread)?;
+    Ok(KeeperHandle { commands, answers, view, checkpoint, ranges })
+}
+
+struct Keeper {
+    folder: PathBuf,
+    limits: Limits,
+    /// `None` after a failure, until it could be opened anew.
+    journal: Option<SegmentJournal>,
+    state: State,
+    answer: mpsc::Sender<Answer>,
+    publish: watch::Sender<DiskView>,
+    last_commit: Duration,
+}
+
+impl Keeper {
+    fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        while let Some(command) = commands.blocking_recv() {
+            if let Command::Close(done) = command {
+                // Whoever waits may have given up.
+                done.send(()).ok();
+                return;
+            }
+            self.obey(command);
+            if self.journal.is_none() {
+                self.reopen(&mut commands);
+            }
+            self.publish();
+        }
+    }
+
+    fn publish(&self) {
+        let usage = self.journal.as_ref().map(Journal::usage);
+        let last_commit = self.last_commit;
+        self.publish.send_if_modified(|view| {
+            let new = DiskView { usage: usage.unwrap_or(view.usage), last_commit };
+            std::mem::replace(view, new) != new
+        });
+    }
+
+    fn tell(&self, input: EdgeInput) {
+        // Nobody listens when the process ends.
+        drop(self.answer.blocking_send(Answer::Input(input)));
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Spill { ticket, frames } => {
+                let result = self.spill(frames);
+                self.tell(EdgeInput::Spilled { ticket, result });
+            }
+            Command::Load { topic, partition, ticket, offset, max_bytes } => {
+                let frames = self.load(&topic, partition, offset, max_bytes);
+                let damaged = frames.is_none();
+                self.tell(EdgeInput::Loaded { topic, partition, ticket, frames });
+                if damaged {
+                    self.tell_ranges();
+                }
+            }
+            Command::Trim { confirmed } => {
+                let trimmed = self.journal.as_mut().map(|journal| journal.trim(&confirmed));
+                self.look(trimmed, "trim");
+            }
+            Command::Discard { partitions } => {
+                let discarded = self.journal.as_mut().map(|journal| journal.discard(&partitions));
+                self.look(discarded, "discard");
+            }
+            Command::Compare(output) => self.compare(output),
+            Command::Save(checkpoint) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+                if let Err(error) = self.state.save(&checkpoint, now) {
+                    tracing::error!(%error, "the checkpoint could not be kept: a restart reads some records again");
+                }
+            }
+            Command::Close(_) => {}
+        }
+    }
+
+    fn spill(&mut self, frames: Vec<SpillFrame>) -> Result<(), SpillError> {
+        let Some(journal) = &mut self.journal else {
+            return Err(SpillError::Broken { reason: "the journal is being opened anew".to_owned() });
+        };
+        let frames: Vec<_> = frames
+            .into_iter()
+            .map(|SpillFrame { topic, partition, entries }| {
+                let packed = Packed::new(&entries);
+                JournalFrame { topic, partition, packed }
+            })
+            .collect();
+        let began = Instant::now();
+        match journal.append(&frames) {
+            Ok(()) => {
+                self.last_commit = began.elapsed();
+                metrics::histogram!("tombolo_journal_commit_seconds").record(self.last_commit.as_secs_f64());
+                Ok(())
+            }
+            Err(error @ JournalError::Full { .. }) => Err(SpillError::Full { reason: error.to_string() }),
+            Err(error) => {
+                self.broke(&error, "append");
+                Err(SpillError::Broken { reason: error.to_string() })
+            }
+        }
+    }
+
+    fn load(
+        &mut self,
+        topic: &TopicName,
+        partition: Partition,
+        offset: Offset,
+        max_bytes: usize,
+    ) -> Option<Vec<Packed>> {
+        match self.journal.as_mut()?.read(topic, partition, offset, max_bytes) {
+            Ok(frames) if !frames.is_empty() => Some(frames),
+            Ok(_) => {
+                tracing::error!(%topic, partition, offset, "the journal has lost frames; they are read from the source again");
+                None
+            }
+            Err(JournalError::Damaged { cause, lost }) => {
+                tracing::error!(cause, "the journal is damaged");
+                log_lost(&lost);
+                None
+            }
+            Err(error) => {
+                self.broke(&error, "read");
+                None
+            }
+        }
+    }
+
+    /// What is left after damage.
+    fn tell_ranges(&self) {
+        if let Some(journal) = &self.journal {
+            self.tell(EdgeInput::JournalOpened { ranges: journal.ranges() });
+        }
+    }
+
+    fn look(&mut self, result: Option<Result<(), JournalError>>, what: &'static str) {
+        match result {
+            Some(Ok(()) | Err(JournalError::Full { .. })) | None => {}
+            Some(Err(JournalError::Damaged { cause, lost })) => {
+                tracing::error!(cause, "the journal is damaged");
+                log_lost(&lost);
+                self.tell_ranges();
+            }
+            Some(Err(error)) => self.broke(&error, what),
+        }
+    }
+
+    fn broke(&mut self, error: &JournalError, what: &'static str) {
+        tracing::error!(%error, what, "the journal failed and is opened anew");
+        self.journal = None;
+    }
+
+    /// Opens the journal again and again. What comes in meanwhile is answered as it can be.
+    fn reopen(&mut self, commands: &mut mpsc::Receiver<Command>) {
+        loop {
+            match SegmentJournal::open(&self.folder, self.limits) {
+                Ok((journal, lost)) => {
+                    log_lost(&lost);
+                    tracing::info!("journal opened anew");
+                    self.journal = Some(journal);
+                    return self.tell_ranges();
+                }
+                Err(error) => tracing::error!(%error, "the journal cannot be opened; tried again"),
+            }
+            let until = Instant::now() + REOPEN_EVERY;
+            while Instant::now() < until {
+                match commands.try_recv() {
+                    Ok(Command::Close(done)) => {
+                        done.send(()).ok();
+                        return commands.close();
+                    }
+                    Ok(command) => self.obey(command),
+                    Err(mpsc::error::TryRecvError::Empty) => thread::sleep(Duration::from_millis(50)),
+                    Err(mpsc::error::TryRecvError::Disconnected) => return,
+                }
+            }
+        }
+    }
+
+    fn compare(&mut self, output: EdgeOutput) {
+        let EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset } = &output else { return };
+        let verdict =
+            self.journal.as_mut().and_then(|journal| evidence::compare(journal, topic, *partition, tail, *next_offset));
+        let answer = match verdict {
+            Some(verdict) => {
+                let (topic, partition, ticket) = (topic.clone(), *partition, *ticket);
+                Answer::Input(EdgeInput::TailCompared { topic, partition, ticket, verdict })
+            }
+            None => Answer::NoEvidence(output),
+        };
+        // Nobody listens when the process ends.
+        drop(self.answer.blocking_send(answer));
+    }
+}
+
+fn log_lost(lost: &[LostRange]) {
+    for LostRange { topic, partition, first, next } in lost {
+        tracing::warn!(%topic, partition, first, ?next, "journal damage: these offsets are read from the source again");
+    }
+}

@@ -1,0 +1,377 @@
+//! What goes to the journal, comes back from it, and is kept over a restart.
+//!
+//! ```text
+//!           Restored            batches grow old             Spilled
+//!   Absent ---------> Idle { due } ------------> Writing ------------> Idle
+//!                       ^                           |  full: Idle, later
+//!                       +------- JournalOpened -- Broken  <- a failed write, a damaged frame
+//! ```
+//!
+//! A frame that is confirmed within the spill delay is never written.
+
+use super::{EdgeLink, EdgeMirror, Key, Phase, Session};
+use crate::edge::partition::{EdgePartition, Fetching};
+use crate::edge::{
+    Checkpoint, CheckpointMirror, CheckpointPartition, EdgeEvent, EdgeOutput, JournalRange, SpillError, SpillFrame,
+};
+use crate::frame::{Entry, Packed};
+use crate::id::{Offset, Time, TopicName};
+use crate::pattern::TopicPattern;
+use crate::wire::CloseCode;
+
+/// Bytes of one commit, about: what it takes to write must not keep reads of the journal waiting.
+const SPILL_BYTES: usize = 4 << 20;
+/// Bytes of a partition read back at a time.
+const LOAD_BYTES: usize = 512 << 10;
+/// Reads of the journal under way.
+const MAX_LOADS: usize = 4;
+/// Before a full journal is tried again.
+const FULL_PAUSE: Time = Time::from_secs(1);
+/// With a full window a batch goes to the journal after this part of the spill delay.
+const PRESSURE: u32 = 4;
+
+/// What the journal is doing.
+#[derive(Debug, Default)]
+pub(super) struct JournalState {
+    phase: JournalPhase,
+    trouble: Option<String>,
+    loads: usize,
+    /// Where the last commit left off: the next one begins with the partitions behind it.
+    cursor: Option<Key>,
+}
+
+#[derive(Debug, Default)]
+enum JournalPhase {
+    /// There is none: what is not confirmed stays in memory.
+    #[default]
+    Absent,
+    /// `due`: when batches will have waited for too long; `None` while there are none.
+    Idle {
+        due: Option<Time>,
+        /// `due` was found with a full window.
+        pressed: bool,
+    },
+    Writing(Writing),
+    Broken,
+}
+
+impl JournalPhase {
+    const IDLE: Self = Self::Idle { due: None, pressed: false };
+}
+
+#[derive(Debug)]
+struct Writing {
+    ticket: u64,
+    frames: Vec<(Key, Offset, Offset, i32)>,
+}
+
+impl JournalState {
+    pub(super) fn due(&self) -> Option<Time> {
+        if let JournalPhase::Idle { due, .. } = self.phase { due } else { None }
+    }
+
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        !matches!(self.phase, JournalPhase::Absent)
+    }
+}
+
+impl EdgeLink {
+    /// What is to be kept over a restart, if anything changed. `all` asks for the partitions too, which change with every
+    /// confirm; without it only changed lists of mirrors and filters count, which must be kept before the journal holds
+    /// frames of them.
+    pub fn take_checkpoint(&mut self, all: bool) -> Option<Checkpoint> {
+        let dirty = |partition: &&mut EdgePartition| all && partition.dirty;
+        let partitions: Vec<_> = self
+            .mirrors
+            .iter_mut()
+            .flat_map(|(topic, mirror)| mirror.partitions.iter_mut().filter(dirty).map(move |at| (topic, at)))
+            .filter_map(|(topic, partition)| {
+                partition.dirty = false;
+                let confirmed = partition.progress()?.confirmed;
+                let (shipped, last_epoch) = partition.shipped();
+                let (topic, partition) = (topic.clone(), partition.partition());
+                Some(CheckpointPartition { topic, partition, confirmed, last_epoch, shipped })
+            })
+            .collect();
+        if partitions.is_empty() && !std::mem::take(&mut self.lists_changed) {
+            return None;
+        }
+        self.lists_changed = false;
+        let mirror = |(topic, mirror): (&TopicName, &EdgeMirror)| CheckpointMirror {
+            topic: topic.clone(),
+            topic_id: mirror.topic_id,
+            paused: matches!(mirror.phase, Phase::Paused),
+        };
+        Some(Checkpoint {
+            filters: self.filters.iter().map(TopicPattern::to_string).collect(),
+            mirrors: self.mirrors.iter().map(mirror).collect(),
+            partitions,
+        })
+    }
+
+    /// Takes up what a former process left, and goes on in the dark.
+    pub(super) fn restored(&mut self, checkpoint: Checkpoint, ranges: &[JournalRange]) {
+        self.journal.phase = JournalPhase::IDLE;
+        self.filters = checkpoint.filters.iter().filter_map(|text| TopicPattern::new(text).ok()).collect();
+        if !self.filters.is_empty() {
+            self.outputs.push_back(EdgeOutput::Watch { filters: self.filters.clone() });
+        }
+        for CheckpointMirror { topic, topic_id, paused } in checkpoint.mirrors {
+            let phase = if paused { Phase::Paused } else { Phase::Discovering };
+            let mirror = EdgeMirror { topic_id, settled: true, ..EdgeMirror::new(phase) };
+            self.mirrors.insert(topic, mirror);
+        }
+        // Frames of a mirror that no checkpoint names: kept all the same, for the gateway to say.
+        for range in ranges {
+            let unknown = || EdgeMirror { settled: true, ..EdgeMirror::new(Phase::Discovering) };
+            self.mirrors.entry(range.topic.clone()).or_insert_with(unknown).ensure(range.partition);
+        }
+        for CheckpointPartition { topic, partition, confirmed, last_epoch, shipped } in checkpoint.partitions {
+            if let Some(at) = self.mirrors.get_mut(&topic).and_then(|mirror| mirror.ensure(partition)) {
+                at.restore(Some(confirmed), (shipped, last_epoch), None);
+            }
+        }
+        self.take_ranges(ranges);
+        for (topic, mirror) in &self.mirrors {
+            if matches!(mirror.phase, Phase::Discovering) {
+                self.outputs.push_back(EdgeOutput::Discover { topic: topic.clone() });
+            }
+        }
+    }
+
+    /// The journal is another than we knew: what it holds now counts, and the session begins anew.
+    pub(super) fn journal_opened(&mut self, ranges: &[JournalRange]) {
+        self.close(CloseCode::Unavailable, "the journal was opened anew");
+        self.journal.phase = JournalPhase::IDLE;
+        self.journal.loads = 0;
+        for key in self.keys() {
+            if let Some(Fetching::Running { .. } | Fetching::Paused { .. }) = self.with(&key, |at| at.fetching) {
+                let (topic, partition) = key;
+                self.outputs.push_back(EdgeOutput::StopFetch { topic, partition });
+            }
+        }
+        self.throttled.clear();
+        self.take_ranges(ranges);
+        if self.journal.trouble.take().is_some() {
+            self.outputs.push_back(EdgeOutput::Event(EdgeEvent::Journal { trouble: None }));
+        }
+    }
+
+    /// Every partition goes on from what the journal holds of it, or from what the cloud confirmed.
+    fn take_ranges(&mut self, ranges: &[JournalRange]) {
+        let mut trims = Vec::new();
+        for key in self.keys() {
+            let range = ranges.iter().find(|range| range.topic == key.0 && range.partition == key.1);
+            let range = range.map(|range| (range.first, range.next, range.last_epoch));
+            let confirmed = self.with(&key, |partition| {
+                let confirmed = partition.progress().map(|progress| progress.confirmed);
+                let shipped = partition.shipped();
+                partition.restore(confirmed, shipped, range);
+                partition.progress().map(|progress| progress.confirmed)
+            });
+            if let (Some(Some(confirmed)), Some(_)) = (confirmed, range) {
+                trims.push((key.0, key.1, confirmed));
+            }
+        }
+        if !trims.is_empty() {
+            self.outputs.push_back(EdgeOutput::Trim { confirmed: trims });
+        }
+    }
+
+    /// Reads partitions on that no session has placed since they were last read: the journal is there for that.
+    pub(super) fn fetch_in_the_dark(&mut self, topic: &TopicName) {
+        if !self.journal.is_open() || !matches!(self.session, Session::Down | Session::Closing) {
+            return;
+        }
+        let Some(mirror) = self.mirrors.get(topic) else { return };
+        if !matches!(mirror.phase, Phase::Ready(_)) || mirror.ending.is_some() || mirror.replaced.is_some() {
+            return;
+        }
+        let settled = mirror.settled;
+        for key in self.keys_of(topic) {
+            let goes_on = self.with(&key, |partition| {
+                if settled && partition.progress().is_none() {
+                    // Made since the last session: the mirror of it will begin where it begins.
+                    partition.start(0);
+                }
+                partition.fetching == Fetching::Off && !partition.stuck && partition.progress().is_some()
+            });
+            if goes_on == Some(true) {
+                self.fetch(&key);
+            }
+        }
+    }
+
+    /// Batches have been added: they must not stay for longer than the spill delay.
+    pub(super) fn expect_spill(&mut self, now: Time) {
+        if let JournalPhase::Idle { due: due @ None, .. } = &mut self.journal.phase {
+            *due = Some(now + self.config.spill_delay);
+        }
+    }
+
+    /// Gives the journal what has waited for too long. In the dark all that is held goes with it: none of it can be
+    /// confirmed soon.
+    pub(super) fn spill(&mut self, now: Time) {
+        let full = self.window.free() == 0;
+        let JournalPhase::Idle { due: Some(due), pressed } = self.journal.phase else { return };
+        if now < due && (!full || pressed) {
+            return;
+        }
+        let delay = if full { self.config.spill_delay / PRESSURE } else { self.config.spill_delay };
+        let since = |partition: &EdgePartition| partition.unsafe_since();
+        let oldest = self.mirrors.values().flat_map(|mirror| &mirror.partitions).filter_map(since).min();
+        let Some(oldest) = oldest else {
+            self.journal.phase = JournalPhase::IDLE;
+            return;
+        };
+        if now < oldest + delay {
+            self.journal.phase = JournalPhase::Idle { due: Some(oldest + delay), pressed: full };
+            return;
+        }
+        let until = if self.is_open() { now.saturating_sub(delay) } else { now };
+        let frames = self.choose_spills(until);
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        let frame = |frame: &SpillFrame| {
+            let first = frame.entries.first().map_or(0, Entry::offset);
+            let next = frame.entries.last().map_or(0, Entry::next_offset);
+            let epoch = frame.entries.iter().rev().find_map(|entry| match entry {
+                Entry::Batch(batch) => Some(batch.leader_epoch()),
+                Entry::Gap { .. } => None,
+            });
+            ((frame.topic.clone(), frame.partition), first, next, epoch.unwrap_or(-1))
+        };
+        let writing = Writing { ticket, frames: frames.iter().map(frame).collect() };
+        self.journal.phase = JournalPhase::Writing(writing);
+        self.outputs.push_back(EdgeOutput::Spill { ticket, frames });
+    }
+
+    fn choose_spills(&mut self, until: Time) -> Vec<SpillFrame> {
+        let target = self.rate.frame_target().min(self.config.max_frame_bytes);
+        let mut keys = self.keys();
+        let begin = self.journal.cursor.as_ref().map_or(0, |last| keys.partition_point(|key| key <= last));
+        let begin = begin.min(keys.len());
+        keys.rotate_left(begin);
+        let mut frames = Vec::new();
+        let mut room = SPILL_BYTES;
+        for key in keys {
+            if room == 0 {
+                break;
+            }
+            for entries in self.with(&key, |partition| partition.spill(until, target, room)).unwrap_or_default() {
+                room = room.saturating_sub(entries.iter().map(Entry::bytes).sum());
+                frames.push(SpillFrame { topic: key.0.clone(), partition: key.1, entries });
+                self.journal.cursor = Some(key.clone());
+            }
+        }
+        frames
+    }
+
+    pub(super) fn spilled(&mut self, answered: u64, result: Result<(), SpillError>, now: Time) {
+        let JournalPhase::Writing(writing) = &mut self.journal.phase else { return };
+        if writing.ticket != answered {
+            return;
+        }
+        let mut runs: Vec<(Key, Offset, Offset, i32)> = Vec::new();
+        for (key, first, next, epoch) in std::mem::take(&mut writing.frames) {
+            match runs.last_mut().filter(|run| run.0 == key) {
+                Some(run) => (run.2, run.3) = (next, epoch),
+                None => runs.push((key, first, next, epoch)),
+            }
+        }
+        for (key, first, next, epoch) in runs {
+            self.with(&key, |partition| partition.spilled(first, next, epoch, result.is_ok()));
+            self.expect_load(&key);
+        }
+        let trouble = match result {
+            Ok(()) => {
+                self.journal.phase = JournalPhase::Idle { due: Some(now), pressed: false };
+                None
+            }
+            Err(SpillError::Full { reason }) => {
+                self.journal.phase = JournalPhase::Idle { due: Some(now + FULL_PAUSE), pressed: true };
+                Some(reason)
+            }
+            Err(SpillError::Broken { reason }) => {
+                self.journal.phase = JournalPhase::Broken;
+                Some(reason)
+            }
+        };
+        if self.journal.trouble.is_some() != trouble.is_some() {
+            self.outputs.push_back(EdgeOutput::Event(EdgeEvent::Journal { trouble: trouble.clone() }));
+        }
+        self.journal.trouble = trouble;
+        self.unthrottle();
+        self.load();
+    }
+
+    /// The partition may want frames from the journal.
+    pub(super) fn expect_load(&mut self, key: &Key) {
+        if self.with(key, |partition| !std::mem::replace(&mut partition.in_loads, true)) == Some(true) {
+            self.loads.push_back(key.clone());
+        }
+    }
+
+    /// Reads ahead of what the link takes.
+    pub(super) fn load(&mut self) {
+        if matches!(self.journal.phase, JournalPhase::Absent | JournalPhase::Broken) {
+            return;
+        }
+        for _ in 0..self.loads.len() {
+            if self.journal.loads >= MAX_LOADS || self.drain.free() == 0 {
+                return;
+            }
+            let Some(key) = self.loads.pop_front() else { return };
+            self.next_ticket += 1;
+            let ticket = self.next_ticket;
+            let offset = self.with(&key, |partition| {
+                partition.in_loads = false;
+                let offset = partition.wants(LOAD_BYTES)?;
+                partition.loading = Some(ticket);
+                Some(offset)
+            });
+            let Some(Some(offset)) = offset else { continue };
+            self.journal.loads += 1;
+            let (topic, partition) = key;
+            self.outputs.push_back(EdgeOutput::Load { topic, partition, ticket, offset, max_bytes: LOAD_BYTES });
+        }
+    }
+
+    pub(super) fn loaded(&mut self, key: &Key, ticket: u64, frames: Option<Vec<Packed>>) {
+        self.journal.loads = self.journal.loads.saturating_sub(1);
+        let current = self.with(key, |partition| partition.loading == Some(ticket)) == Some(true);
+        if current {
+            match frames {
+                Some(frames) => {
+                    let joined = self.with(key, |partition| partition.loaded(frames));
+                    debug_assert_eq!(joined, Some(true), "the journal lost {key:?}");
+                }
+                None => self.journal.phase = JournalPhase::Broken,
+            }
+            self.queue(key);
+            self.expect_load(key);
+        }
+        self.load();
+    }
+
+    /// Tells the journal what it may let go of.
+    pub(super) fn trim(&mut self) {
+        if !self.journal.is_open() {
+            return;
+        }
+        let mut confirmed = Vec::new();
+        for (topic, mirror) in &mut self.mirrors {
+            for partition in mirror.partitions.iter_mut().filter(|partition| partition.untrimmed) {
+                partition.untrimmed = false;
+                confirmed.extend(partition.progress().map(|at| (topic.clone(), partition.partition(), at.confirmed)));
+            }
+        }
+        if !confirmed.is_empty() {
+            self.outputs.push_back(EdgeOutput::Trim { confirmed });
+        }
+    }
+}
