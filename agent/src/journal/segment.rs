@@ -1,10 +1,9 @@
 //! One file of the journal: a redb database that is written by one, then sealed and only read.
 //!
-//! Must never: write to a sealed file; let redb's errors or panics out as anything but a [`SegmentError`].
+//! Must never: write to a sealed file; let redb's errors or panics out as anything but a
+//! [`StoreError`].
 
 use std::fmt;
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use prost::Message;
@@ -18,6 +17,7 @@ use tombolo_proto::id::{Offset, Partition, TopicName};
 use super::disk::Disk;
 use super::gauge::{Extent, Gauge};
 use super::schema::{DATA, FORMAT, FORMAT_KEY, FRAMES, FrameRow, META, RANGES, RangeRow, RunKey, row_bytes};
+use super::store::{StoreError, contained, corrupt};
 
 /// redb's cache of the file that is written. Pages of one commit beyond it are written before the commit.
 const WRITER_CACHE: usize = 1 << 20;
@@ -31,42 +31,6 @@ const HEADER_BYTES: u64 = 4 << 10;
 const COMMIT_BYTES: u64 = 64 << 10;
 /// What a frame takes in the index, twice over as leaves split, and again while their old pages are not yet free.
 const FRAME_BYTES: u64 = 600;
-
-/// Why a segment did not do what it was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum SegmentError {
-    /// The file system said no.
-    #[error("{0}")]
-    Io(String),
-    /// What stands in the file is not what was written.
-    #[error("{0}")]
-    Corrupt(String),
-    /// A newer release wrote it.
-    #[error("format {0}")]
-    Version(u64),
-}
-
-impl<E: Into<redb::Error>> From<E> for SegmentError {
-    fn from(error: E) -> Self {
-        let error = error.into();
-        let failed = if let redb::Error::Io(cause) = &error {
-            // Of these kinds is what redb says of a file that does not begin as its own do, or is too short.
-            !matches!(cause.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
-        } else {
-            matches!(error, redb::Error::PreviousIo | redb::Error::DatabaseClosed)
-        };
-        if failed { Self::Io(error.to_string()) } else { Self::Corrupt(error.to_string()) }
-    }
-}
-
-fn corrupt(what: &str) -> SegmentError {
-    SegmentError::Corrupt(what.to_owned())
-}
-
-/// redb trusts the pages of a file that was closed in order, and may panic where they were changed since.
-fn contained<T>(act: impl FnOnce() -> Result<T, SegmentError>) -> Result<T, SegmentError> {
-    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| Err(corrupt("malformed pages")))
-}
 
 /// A frame to be written, and the run it belongs to.
 #[derive(Debug)]
@@ -96,7 +60,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Makes a segment in an empty file. Durable, but for the file's name.
-    pub(super) fn create<F: StorageBackend>(file: F) -> Result<Self, SegmentError> {
+    pub(super) fn create<F: StorageBackend>(file: F) -> Result<Self, StoreError> {
         contained(|| {
             let (db, extent) = open_database(file)?;
             let transaction = begin(&db)?;
@@ -108,7 +72,7 @@ impl Writer {
     }
 
     /// Goes on with a segment; repairs it where it was not closed.
-    pub(super) fn resume<F: StorageBackend>(file: F) -> Result<Self, SegmentError> {
+    pub(super) fn resume<F: StorageBackend>(file: F) -> Result<Self, StoreError> {
         contained(|| {
             let (db, extent) = open_database(file)?;
             let data = db.begin_read()?.open_table(DATA)?;
@@ -133,7 +97,7 @@ impl Writer {
         &mut self,
         entries: &[Entry<'_>],
         ranges: impl Iterator<Item = (&'a TopicName, Partition, RangeRow)>,
-    ) -> Result<(), SegmentError> {
+    ) -> Result<(), StoreError> {
         contained(|| {
             let transaction = begin(&self.db)?;
             let end = write_frames(&transaction, self.position, entries)?;
@@ -150,12 +114,12 @@ impl Writer {
     }
 
     /// Begins to read what was committed.
-    pub(super) fn read(&self) -> Result<Snapshot, SegmentError> {
+    pub(super) fn read(&self) -> Result<Snapshot, StoreError> {
         contained(|| Ok(Snapshot(self.db.begin_read()?)))
     }
 
     /// Closes the file so that it can be read without repair; answers its length.
-    pub(super) fn seal(self) -> Result<u64, SegmentError> {
+    pub(super) fn seal(self) -> Result<u64, StoreError> {
         contained(|| {
             self.db.close()?;
             Ok(self.extent.length())
@@ -180,20 +144,20 @@ pub(super) fn fits(length: u64, written: u64, needed: u64, segment_bytes: u64) -
     written + needed <= capacity.min(segment_bytes)
 }
 
-fn open_database<F: StorageBackend>(file: F) -> Result<(Database, Arc<Extent>), SegmentError> {
+fn open_database<F: StorageBackend>(file: F) -> Result<(Database, Arc<Extent>), StoreError> {
     let (gauge, extent) = Gauge::new(file).map_err(redb::Error::from)?;
     let db = Builder::new().set_cache_size(WRITER_CACHE).create_with_backend(gauge)?;
     Ok((db, extent))
 }
 
-fn begin(db: &Database) -> Result<WriteTransaction, SegmentError> {
+fn begin(db: &Database) -> Result<WriteTransaction, StoreError> {
     let mut transaction = db.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
     Ok(transaction)
 }
 
 /// Writes the index; answers where the stream of bodies then ends.
-fn write_frames(transaction: &WriteTransaction, mut position: u64, entries: &[Entry<'_>]) -> Result<u64, SegmentError> {
+fn write_frames(transaction: &WriteTransaction, mut position: u64, entries: &[Entry<'_>]) -> Result<u64, StoreError> {
     let mut table = transaction.open_table(FRAMES)?;
     for Entry { topic, partition, run, packed } in entries {
         let key = RunKey { topic: topic.as_str(), partition: *partition, run: *run };
@@ -204,7 +168,7 @@ fn write_frames(transaction: &WriteTransaction, mut position: u64, entries: &[En
     Ok(position)
 }
 
-fn write_bodies(transaction: &WriteTransaction, mut position: u64, entries: &[Entry<'_>]) -> Result<(), SegmentError> {
+fn write_bodies(transaction: &WriteTransaction, mut position: u64, entries: &[Entry<'_>]) -> Result<(), StoreError> {
     let mut table = transaction.open_table(DATA)?;
     let mut left: usize = entries.iter().map(|entry| entry.packed.body_bytes()).sum();
     let mut row = Vec::with_capacity(row_bytes(left));
@@ -235,7 +199,7 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Opens a segment; one that was not closed is repaired first.
-    pub(super) fn open<D: Disk>(disk: &D, name: &str) -> Result<Self, SegmentError> {
+    pub(super) fn open<D: Disk>(disk: &D, name: &str) -> Result<Self, StoreError> {
         if let Some(reader) = Self::try_open(disk, name)? {
             return Ok(reader);
         }
@@ -244,7 +208,7 @@ impl Reader {
     }
 
     /// `None` where it needs repair.
-    fn try_open<D: Disk>(disk: &D, name: &str) -> Result<Option<Self>, SegmentError> {
+    fn try_open<D: Disk>(disk: &D, name: &str) -> Result<Option<Self>, StoreError> {
         contained(|| {
             let file = disk.open(name).map_err(redb::Error::from)?;
             let length = file.len().map_err(redb::Error::from)?;
@@ -261,7 +225,7 @@ impl Reader {
         self.length
     }
 
-    pub(super) fn read(&self) -> Result<Snapshot, SegmentError> {
+    pub(super) fn read(&self) -> Result<Snapshot, StoreError> {
         let db = self.db.as_ref().ok_or_else(|| corrupt("closed"))?;
         contained(|| Ok(Snapshot(db.begin_read()?)))
     }
@@ -297,8 +261,8 @@ pub(super) struct Span {
 }
 
 impl Snapshot {
-    /// What the segment holds of each partition. Fails with [`SegmentError::Version`] on a segment of a newer release.
-    pub(super) fn ranges(&self) -> Result<Vec<(TopicName, Partition, RangeRow)>, SegmentError> {
+    /// What the segment holds of each partition. Fails with [`StoreError::Version`] on a segment of a newer release.
+    pub(super) fn ranges(&self) -> Result<Vec<(TopicName, Partition, RangeRow)>, StoreError> {
         contained(|| {
             let format = match self.0.open_table(META) {
                 Ok(meta) => meta.get(FORMAT_KEY)?.map(|format| format.value()),
@@ -307,7 +271,7 @@ impl Snapshot {
             };
             match format {
                 Some(FORMAT) => {}
-                Some(newer) if newer > FORMAT => return Err(SegmentError::Version(newer)),
+                Some(newer) if newer > FORMAT => return Err(StoreError::Version(newer)),
                 _ => return Err(corrupt("no journal")),
             }
             let mut ranges = Vec::new();
@@ -330,7 +294,7 @@ impl Snapshot {
         span: Span,
         max_bytes: usize,
         frames: &mut Vec<Packed>,
-    ) -> Result<bool, SegmentError> {
+    ) -> Result<bool, StoreError> {
         contained(|| {
             let (index, data) = (self.0.open_table(FRAMES)?, self.0.open_table(DATA)?);
             let at = |offset| (key.topic, key.partition, key.run, offset);
@@ -364,7 +328,7 @@ fn read_body(
     data: &impl ReadableTable<u64, &'static [u8]>,
     position: u64,
     length: usize,
-) -> Result<Vec<u8>, SegmentError> {
+) -> Result<Vec<u8>, StoreError> {
     let mut body = Vec::new();
     if length == 0 {
         return Ok(body);

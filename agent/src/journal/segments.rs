@@ -20,7 +20,8 @@ use tombolo_proto::id::{Offset, Partition, TopicName};
 use super::disk::{Disk, Folder};
 use super::index::{Index, Piece};
 use super::schema::{FORMAT, RunKey};
-use super::segment::{EMPTY_BYTES, SegmentError, Span, Writer, fits, needed_bytes};
+use super::segment::{EMPTY_BYTES, Span, Writer, fits, needed_bytes};
+use super::store::StoreError;
 use super::{Journal, JournalError, JournalFrame, JournalRange, LostRange, Usage};
 use merge::Merge;
 use readers::Readers;
@@ -136,17 +137,15 @@ impl<D: Disk> SegmentJournal<D> {
         let mut failures = Vec::new();
         for number in &segments {
             if let Err(error) = self.load_segment(*number) {
-                match error {
-                    SegmentError::Version(found) => {
-                        return Err(JournalError::Version { file: segment_name(*number), found, known: FORMAT });
-                    }
-                    SegmentError::Io(cause) => failures.push((*number, SegmentError::Io(cause))),
-                    SegmentError::Corrupt(cause) => failures.push((*number, SegmentError::Corrupt(cause))),
+                if let StoreError::Version(found) = error {
+                    return Err(JournalError::Version { file: segment_name(*number), found, known: FORMAT });
                 }
+                failures.push((*number, error));
             }
         }
-        // Rather the disk than its segments.
-        if let (0, Some((number, error @ SegmentError::Io(_)))) = (self.sealed.len(), failures.first()) {
+        let unread = failures.iter().find(|(_, error)| !matches!(error, StoreError::Corrupt(_)));
+        if let (true, Some((number, error))) = (self.sealed.is_empty(), unread) {
+            // Rather the disk than each of its segments.
             return Err(JournalError::Unusable { cause: format!("{}: {error}", segment_name(*number)) });
         }
         for (number, error) in &failures {
@@ -160,7 +159,7 @@ impl<D: Disk> SegmentJournal<D> {
         Ok(lost)
     }
 
-    fn load_segment(&mut self, number: u64) -> Result<(), SegmentError> {
+    fn load_segment(&mut self, number: u64) -> Result<(), StoreError> {
         let reader = self.readers.get(&self.disk, number)?;
         let (length, ranges) = (reader.length(), reader.read()?.ranges()?);
         self.sealed.insert(number, length);
@@ -218,7 +217,7 @@ impl<D: Disk> SegmentJournal<D> {
     }
 
     /// Makes the active segment one that takes `needed` bytes; answers its number.
-    fn prepare_active(&mut self, needed: u64) -> Result<u64, SegmentError> {
+    fn prepare_active(&mut self, needed: u64) -> Result<u64, StoreError> {
         if !self.fits_active(needed) {
             self.seal_active()?;
             self.resumable = None;
@@ -244,7 +243,7 @@ impl<D: Disk> SegmentJournal<D> {
         Ok(number)
     }
 
-    fn seal_active(&mut self) -> Result<(), SegmentError> {
+    fn seal_active(&mut self) -> Result<(), StoreError> {
         if let Some((number, writer)) = self.active.take() {
             let length = writer.seal()?;
             self.sealed.insert(number, length);
@@ -252,7 +251,7 @@ impl<D: Disk> SegmentJournal<D> {
         Ok(())
     }
 
-    fn write(&mut self, needed: u64, frames: &[JournalFrame]) -> Result<(), SegmentError> {
+    fn write(&mut self, needed: u64, frames: &[JournalFrame]) -> Result<(), StoreError> {
         let number = self.prepare_active(needed)?;
         let plan = self.index.plan(number, frames);
         if let Some((_, writer)) = &mut self.active {
@@ -273,7 +272,7 @@ impl<D: Disk> SegmentJournal<D> {
         from: Offset,
         max_bytes: usize,
         frames: &mut Vec<Packed>,
-    ) -> Result<bool, SegmentError> {
+    ) -> Result<bool, StoreError> {
         let snapshot = match &self.active {
             Some((number, writer)) if *number == piece.segment => writer.read()?,
             _ => self.readers.get(&self.disk, piece.segment)?.read()?,
@@ -283,7 +282,7 @@ impl<D: Disk> SegmentJournal<D> {
 
     /// Takes a segment out of use. One that holds what was not written is renamed; one that cannot be read is left
     /// where it is and tried again when the journal is opened anew.
-    fn set_aside(&mut self, number: u64, error: &SegmentError) -> Result<Vec<LostRange>, JournalError> {
+    fn set_aside(&mut self, number: u64, error: &StoreError) -> Result<Vec<LostRange>, JournalError> {
         tracing::error!(segment = segment_name(number), %error, "journal segment is damaged");
         self.seal_active().map_err(|error| self.poisoned(&error))?;
         self.abandon_merge()?;
@@ -295,7 +294,7 @@ impl<D: Disk> SegmentJournal<D> {
         self.damaged.insert(number, length);
         self.damaged_segments += 1;
         let lost = self.index.lose(number);
-        if let SegmentError::Corrupt(_) = error {
+        if let StoreError::Corrupt(_) = error {
             let renamed = self.disk.rename(&name, &damaged_name(number));
             renamed.map_err(|error| self.poisoned(&error))?;
             self.aside.insert(number);

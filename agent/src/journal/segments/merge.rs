@@ -11,7 +11,8 @@ use super::super::JournalError;
 use super::super::disk::Disk;
 use super::super::index::{Index, Key};
 use super::super::schema::{RangeRow, RunKey};
-use super::super::segment::{EMPTY_BYTES, Entry, SegmentError, Writer};
+use super::super::segment::{EMPTY_BYTES, Entry, Writer};
+use super::super::store::StoreError;
 use super::{FREE_MARGIN, SegmentJournal, body_bytes, segment_name, unfinished_name};
 
 /// Most bytes of bodies that a step copies, but for a single frame that is larger.
@@ -65,7 +66,7 @@ impl<D: Disk> SegmentJournal<D> {
         self.disk.remove(&unfinished_name(merge.target)).map_err(|error| self.poisoned(&error))
     }
 
-    fn begin_merge(&mut self) -> Result<Option<Merge>, SegmentError> {
+    fn begin_merge(&mut self) -> Result<Option<Merge>, StoreError> {
         let Some(sources) = self.merge_sources() else { return Ok(None) };
         let Some(target) = sources.last().copied() else { return Ok(None) };
         if self.resumable.is_some_and(|number| sources.contains(&number)) {
@@ -187,6 +188,6 @@ fn covers(index: &Index, sources: &BTreeSet<u64>, rows: &BTreeMap<Key, RangeRow>
 
 /// Whose fault it is.
 enum Failure {
-    Source(u64, SegmentError),
-    Target(SegmentError),
+    Source(u64, StoreError),
+    Target(StoreError),
 }

@@ -1,7 +1,8 @@
 //! Sealed segments that are open to be read: a few at a time, as each keeps a cache and a file handle.
 
 use super::super::disk::Disk;
-use super::super::segment::{Reader, SegmentError};
+use super::super::segment::Reader;
+use super::super::store::StoreError;
 use super::segment_name;
 
 /// Most segments open to be read.
@@ -13,7 +14,7 @@ pub(super) struct Readers(Vec<(u64, Reader)>);
 
 impl Readers {
     /// The segment, opened where it is not; closes another one for it.
-    pub(super) fn get<D: Disk>(&mut self, disk: &D, number: u64) -> Result<&Reader, SegmentError> {
+    pub(super) fn get<D: Disk>(&mut self, disk: &D, number: u64) -> Result<&Reader, StoreError> {
         let open = self.0.iter().position(|(open, _)| *open == number);
         let entry = match open {
             Some(at) => self.0.remove(at),
