@@ -264,6 +264,7 @@ async fn of_two_boxes_with_one_disk_the_older_is_refused() {
     rig.gateway.allow("took over");
     rig.gateway.allow("connection ended before its session began");
     rig.agent.allow("took over");
+    rig.agent.allow("took the link over");
     wait_until_active(&rig, &[&topic]).await;
     let producer = Workload::new().topic(&topic, PARTITIONS).rate(500).start(&pair.source.client_config());
     let mut twin = rig.cloned_agent().await;

@@ -27,7 +27,7 @@ const LOAD_BYTES: usize = 512 << 10;
 const MAX_LOADS: usize = 4;
 /// Before a full journal is tried again.
 const FULL_PAUSE: Time = Time::from_secs(1);
-/// With a full window a batch goes to the journal after this part of the spill delay.
+/// With a full window and the link up a batch goes to the journal after this part of the spill delay.
 const PRESSURE: u32 = 4;
 
 /// What the journal is doing.
@@ -221,7 +221,12 @@ impl EdgeLink {
         if now < due && (!full || pressed) {
             return;
         }
-        let delay = if full { self.config.spill_delay / PRESSURE } else { self.config.spill_delay };
+        let delay = match (full, self.is_open()) {
+            (false, _) => self.config.spill_delay,
+            (true, true) => self.config.spill_delay / PRESSURE,
+            // Nothing will be confirmed, and nothing is read before there is room.
+            (true, false) => Time::ZERO,
+        };
         let since = |partition: &EdgePartition| partition.unsafe_since();
         let oldest = self.mirrors.values().flat_map(|mirror| &mirror.partitions).filter_map(since).min();
         let Some(oldest) = oldest else {
