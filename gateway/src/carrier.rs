@@ -1,9 +1,12 @@
 //! One connection's streams: control messages both ways, frames from the agent. With `listener.rs` the only place that
-//! knows QUIC.
+//! knows QUIC. An import's connection is within the process ([`local`]); the session cannot tell.
 //!
 //! Must never: hold more than the frame being read and the one waiting for the session; allocate by a length that was
 //! not compared with a limit.
 
+pub(crate) mod local;
+
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -87,8 +90,11 @@ pub(crate) struct CarrierLimits {
 
 /// An open connection.
 #[derive(Debug, Clone)]
-pub(crate) struct Carrier {
-    connection: Connection,
+pub(crate) enum Carrier {
+    /// To an agent.
+    Quic(Connection),
+    /// To a task of this process.
+    Local(local::Near),
 }
 
 /// The session's ends of the streams. A receiver that yields an error, or nothing more, is done.
@@ -101,22 +107,27 @@ pub(crate) struct Streams {
 }
 
 impl Carrier {
-    pub(crate) fn new(connection: Connection) -> Self {
-        Self { connection }
-    }
-
     /// Address of the agent; it may change while the session goes on.
-    pub(crate) fn remote(&self) -> std::net::SocketAddr {
-        self.connection.remote_address()
+    pub(crate) fn remote(&self) -> SocketAddr {
+        match self {
+            Self::Quic(connection) => connection.remote_address(),
+            Self::Local(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        }
     }
 
     pub(crate) fn rtt(&self) -> Duration {
-        self.connection.rtt()
+        match self {
+            Self::Quic(connection) => connection.rtt(),
+            Self::Local(_) => Duration::ZERO,
+        }
     }
 
     /// Waits for the end of the connection and says why it ended.
     pub(crate) async fn closed(&self) -> String {
-        let end = self.connection.closed().await;
+        let end = match self {
+            Self::Quic(connection) => connection.closed().await,
+            Self::Local(near) => return near.closed().await,
+        };
         if let ConnectionError::ApplicationClosed(close) = &end {
             return format!("the agent closed: {}", String::from_utf8_lossy(&close.reason));
         }
@@ -125,12 +136,19 @@ impl Carrier {
 
     /// Ends the connection.
     pub(crate) fn close(&self, code: CloseCode, reason: &str) {
-        close(&self.connection, code, reason);
+        match self {
+            Self::Quic(connection) => close(connection, code, reason),
+            Self::Local(near) => near.close(code, reason),
+        }
     }
 
     /// Waits for the agent's control stream and starts the readers and the writer.
     pub(crate) async fn open(&self, limits: CarrierLimits, tasks: &Tasks) -> Result<Streams, CarrierError> {
-        let (send, receive) = match timeout(limits.open_deadline, self.connection.accept_bi()).await {
+        let connection = match self {
+            Self::Quic(connection) => connection,
+            Self::Local(near) => return near.open(limits),
+        };
+        let (send, receive) = match timeout(limits.open_deadline, connection.accept_bi()).await {
             Ok(opened) => opened?,
             Err(Elapsed { .. }) => return Err(CarrierError::NoControl(limits.open_deadline)),
         };
@@ -140,7 +158,7 @@ impl Carrier {
         // They end with the connection or the session; the session sees their channels end.
         drop(tasks.spawn_child("control reader", read_control(receive, message_sender)));
         drop(tasks.spawn_child("control writer", write_control(send, outgoing)));
-        let connection = self.connection.clone();
+        let connection = connection.clone();
         drop(tasks.spawn_child("frame reader", read_frames(connection, limits, frame_sender)));
         Ok(Streams { messages, frames, control })
     }

@@ -4,6 +4,7 @@
 
 mod check;
 mod dev_certs;
+mod import;
 mod status;
 
 use std::fmt::Display;
@@ -36,6 +37,9 @@ enum Command {
     Check(Config),
     /// Show links and mirrors of a running gateway.
     Status(Status),
+    /// Append an export that was carried by hand: the folder that `tombolo-agent journal export` wrote. Takes the link for
+    /// as long as it runs. Exit code 0 only if every partition reached the export's end; run it again to go on.
+    Import(Import),
     /// Make certificates for tests: an issuer, one for the gateway, one for each link.
     DevCerts(DevCerts),
 }
@@ -55,6 +59,18 @@ struct Status {
     /// Address of the gateway's local HTTP.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8082")]
     address: SocketAddr,
+    /// table or json.
+    #[arg(long, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct Import {
+    /// Folder of the export.
+    folder: PathBuf,
+    /// Settings file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
     /// table or json.
     #[arg(long, default_value = "table")]
     output: Output,
@@ -84,6 +100,7 @@ pub async fn run(cli: Cli) -> ExitCode {
             Err(error) => refused(&error),
         },
         Command::Status(args) => status::run(args).await,
+        Command::Import(args) => import::run(args).await,
         Command::DevCerts(args) => dev_certs::run(&args),
     }
 }

@@ -7,6 +7,7 @@
 //! | `listener` | QUIC, mutual certificates, whose connection it is (`identity`) |
 //! | `carrier` | one connection's streams: control messages, frames |
 //! | `session` | one connection's owner: drives `tombolo_proto::cloud` |
+//! | `import` | a session whose other end reads an export instead of a link |
 //! | `registry` | who holds which link: terms and leases in a compacted topic |
 //! | `topics` | mirror topics: made, grown, checked |
 //! | `recover` | where a partition stands in the cloud |
@@ -19,6 +20,7 @@ pub mod cli;
 mod clock;
 mod gateway;
 mod identity;
+mod import;
 mod listener;
 mod metrics;
 mod recover;

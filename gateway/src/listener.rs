@@ -171,7 +171,7 @@ async fn admit(incoming: Incoming, shared: &Arc<Shared>, stop: &CancellationToke
         return refuse(CloseCode::Unavailable, Refusal::Crowd(link));
     };
     tracing::info!(%link, remote = %connection.remote_address(), "agent connected");
-    let carrier = Carrier::new(connection);
+    let carrier = Carrier::Quic(connection);
     Ok(Session::new(Arc::clone(shared), link, carrier, presence, stop))
 }
 
