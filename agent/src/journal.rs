@@ -15,6 +15,12 @@
 //! Must never: drop a frame whose end lies above the confirmed offset, unless it was told to discard it; answer a read
 //! with a frame whose checksum does not hold; go on after a failed write.
 
+#[cfg(test)]
+mod crash_disk;
+#[cfg(test)]
+mod crash_test;
+#[cfg(test)]
+mod damage_test;
 mod disk;
 mod gauge;
 mod index;

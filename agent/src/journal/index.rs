@@ -75,7 +75,12 @@ impl Index {
         self.next_run = self.next_run.max(row.run + 1);
         self.change((topic, partition), |chain| match chain {
             Some(chain) if chain.run > row.run => Some(chain),
-            Some(chain) if chain.run == row.run => Some(chain.extended(segment, row)),
+            Some(chain) if chain.run == row.run => {
+                let mut chain = chain.extended(segment, row);
+                // Nothing is confirmed yet; a merged segment may begin lower than a source that is still there.
+                chain.trimmed = chain.pieces.front().map_or(row.first, |piece| piece.first);
+                Some(chain)
+            }
             _ => Some(Chain::new(segment, row)),
         });
     }
@@ -255,7 +260,6 @@ impl Chain {
         if let Some(last) = self.pieces.back_mut() {
             last.next = last.next.min(row.first);
         }
-        self.trimmed = if self.pieces.is_empty() { self.trimmed.max(row.first) } else { self.trimmed };
         let RangeRow { first, next, bytes, last_epoch, .. } = row;
         self.pieces.push_back(Piece { segment, first, next, bytes, last_epoch });
         self

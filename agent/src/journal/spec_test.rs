@@ -237,16 +237,16 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// What a partition should hold: trimmed offset and frames; and where it ended, for the next frame.
-#[derive(Debug, Default)]
-struct Model {
-    held: BTreeMap<Partition, (Offset, Vec<Packed>)>,
-    ends: BTreeMap<Partition, Offset>,
+#[derive(Debug, Clone, Default)]
+pub(super) struct Model {
+    pub(super) held: BTreeMap<Partition, (Offset, Vec<Packed>)>,
+    pub(super) ends: BTreeMap<Partition, Offset>,
     discarded: Vec<(TopicName, Partition)>,
     confirmed: BTreeMap<Partition, Offset>,
 }
 
 impl Model {
-    fn append(&mut self, frames: &[JournalFrame]) {
+    pub(super) fn append(&mut self, frames: &[JournalFrame]) {
         for JournalFrame { partition, packed, .. } in frames {
             let (trimmed, held) = self.held.entry(*partition).or_default();
             if held.last().is_none_or(|last| last.next_offset != packed.first_offset) {
@@ -259,7 +259,7 @@ impl Model {
         }
     }
 
-    fn trim(&mut self, partition: Partition, offset: Offset) {
+    pub(super) fn trim(&mut self, partition: Partition, offset: Offset) {
         if let Some((trimmed, held)) = self.held.get_mut(&partition) {
             *trimmed = offset.max(*trimmed);
             held.retain(|packed| packed.next_offset > *trimmed);
@@ -270,20 +270,20 @@ impl Model {
         }
     }
 
-    fn discard(&mut self, partition: Partition) {
+    pub(super) fn discard(&mut self, partition: Partition) {
         self.held.remove(&partition);
         self.confirmed.remove(&partition);
         self.discarded.push((topic("t"), partition));
     }
 
     /// What the owner tells a journal that was opened anew.
-    fn tell_again(&self, journal: &mut impl Journal) {
+    pub(super) fn tell_again(&self, journal: &mut impl Journal) {
         let confirmed: Vec<_> = self.confirmed.iter().map(|(part, offset)| (topic("t"), *part, *offset)).collect();
         journal.trim(&confirmed).expect("healthy");
         journal.discard(&self.discarded).expect("healthy");
     }
 
-    fn compare(&self, journal: &mut impl Journal) {
+    pub(super) fn compare(&self, journal: &mut impl Journal) {
         let ranges = journal.ranges();
         assert_eq!(ranges.len(), self.held.len(), "{ranges:?}");
         for (range, (partition, (trimmed, held))) in ranges.iter().zip(&self.held) {
