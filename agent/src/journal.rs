@@ -158,7 +158,8 @@ pub trait Journal {
     ) -> Result<Vec<Packed>, JournalError>;
 
     /// What lies below these offsets may go; gives space back where it can. Offsets that go back, and partitions that
-    /// it does not hold, are ignored.
+    /// it does not hold, are ignored. Survivors may be copied together, in bounded steps; [`JournalError::Damaged`] where
+    /// that met damage: what was told holds all the same.
     fn trim(&mut self, confirmed: &[(TopicName, Partition, Offset)]) -> Result<(), JournalError>;
 
     /// Forgets partitions, confirmed or not: their mirror is FAILED or gone.

@@ -64,12 +64,12 @@ pub enum StateError {
         /// Its format.
         found: u64,
     },
-    /// It was not read or written; nothing more is before it is opened anew.
+    /// It was not read or written. The next call opens it anew.
     #[error("{}: {cause}", path.display())]
     Failed {
         /// The file.
         path: PathBuf,
-        /// The first failure.
+        /// What failed.
         cause: String,
     },
 }
@@ -78,7 +78,8 @@ pub enum StateError {
 #[derive(Debug)]
 pub struct State {
     path: PathBuf,
-    db: Database,
+    /// `None` after a failure: redb does nothing more with a file that failed once. The next call opens it anew.
+    db: Option<Database>,
     site_id: [u8; 16],
     cluster_id: String,
     last_seen: u64,
@@ -126,7 +127,7 @@ impl State {
             let view = db.begin_read()?;
             let (site_id, cluster_id, last_seen) = read_identity(&view)?;
             let Checkpoint { filters, mirrors, .. } = read_checkpoint(&view)?;
-            Ok(Self { path: path.to_owned(), db, site_id, cluster_id, last_seen, filters, mirrors })
+            Ok(Self { path: path.to_owned(), db: Some(db), site_id, cluster_id, last_seen, filters, mirrors })
         })
     }
 
@@ -150,20 +151,18 @@ impl State {
         if self.cluster_id == cluster_id {
             return Ok(());
         }
-        let written = contained(|| {
-            let transaction = begin(&self.db)?;
+        self.with(|db, _| {
+            let transaction = begin(db)?;
             transaction.open_table(TEXTS)?.insert(CLUSTER_ID_KEY, cluster_id.as_bytes())?;
             Ok(transaction.commit()?)
-        });
-        written.map_err(|error| state_error(&self.path, error))?;
+        })?;
         cluster_id.clone_into(&mut self.cluster_id);
         Ok(())
     }
 
     /// What was saved: all partitions of the mirrors.
     pub fn load(&mut self) -> Result<Checkpoint, StateError> {
-        let read = contained(|| read_checkpoint(&self.db.begin_read()?));
-        read.map_err(|error| state_error(&self.path, error))
+        self.with(|db, _| read_checkpoint(&db.begin_read()?))
     }
 
     /// Keeps a checkpoint in one commit; durable when it returns. Filters and mirrors are replaced, partitions are
@@ -171,15 +170,15 @@ impl State {
     /// earlier one than before is ignored.
     pub fn save(&mut self, checkpoint: &Checkpoint, now: u64) -> Result<(), StateError> {
         let last_seen = self.last_seen.max(now);
-        let written = contained(|| {
-            let transaction = begin(&self.db)?;
+        self.with(|db, state| {
+            let transaction = begin(db)?;
             transaction.open_table(META)?.insert(LAST_SEEN_KEY, last_seen)?;
-            if self.filters != checkpoint.filters {
+            if state.filters != checkpoint.filters {
                 let row = FiltersRow { filters: checkpoint.filters.clone() }.encode_to_vec();
                 transaction.open_table(TEXTS)?.insert(FILTERS_KEY, row.as_slice())?;
             }
             let topics: BTreeSet<&str> = checkpoint.mirrors.iter().map(|mirror| mirror.topic.as_str()).collect();
-            if self.mirrors != checkpoint.mirrors {
+            if state.mirrors != checkpoint.mirrors {
                 write_mirrors(&transaction, &checkpoint.mirrors, &topics)?;
             }
             let mut table = transaction.open_table(PARTITIONS)?;
@@ -190,12 +189,28 @@ impl State {
             }
             drop(table);
             Ok(transaction.commit()?)
-        });
-        written.map_err(|error| state_error(&self.path, error))?;
+        })?;
         self.last_seen = last_seen;
         self.filters.clone_from(&checkpoint.filters);
         self.mirrors.clone_from(&checkpoint.mirrors);
         Ok(())
+    }
+
+    /// Uses the file; opens it anew where it failed before.
+    fn with<T>(&mut self, act: impl FnOnce(&Database, &Self) -> Result<T, StoreError>) -> Result<T, StateError> {
+        if self.db.is_none() {
+            // What the failed commit has written is known only now.
+            let state = Self::try_open(&self.path).map_err(|error| state_error(&self.path, error))?;
+            (self.db, self.filters, self.mirrors) = (state.db, state.filters, state.mirrors);
+        }
+        let done = match &self.db {
+            Some(db) => contained(|| act(db, self)),
+            None => Err(corrupt("not open")),
+        };
+        done.map_err(|error| {
+            self.db = None;
+            state_error(&self.path, error)
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use redb::Database;
 use tombolo_proto::id::{Offset, Partition};
 
-use super::crash_disk::CrashDisk;
+use super::crash_disk::{CrashDisk, Fault};
 use super::segments::segment_name;
 use super::spec_test::{frame, joined, read_all, sized, topic};
 use super::{Disk, Journal, JournalError, Limits, LostRange, SegmentJournal};
@@ -246,6 +246,22 @@ fn full_disk_is_told_before_anything_is_written() {
     disk.set_free_bytes(10 << 20);
     journal.append(&[sized("t", 0, FRAMES, 1, BODY)]).expect("it goes on by itself");
     assert_eq!(range(&journal), Some((0, FRAMES + 1)));
+}
+
+#[test]
+fn no_room_for_a_repair_loses_nothing() {
+    let disk = CrashDisk::new();
+    let (journal, _) = filled(&disk);
+    // Not closed.
+    let disk = disk.healthy_copy();
+    drop(journal);
+    disk.fault(Fault::NoRoom(0));
+    let error = SegmentJournal::open_on(disk.clone(), LIMITS).expect_err("it must be repaired");
+    assert!(matches!(error, JournalError::Unusable { .. }), "{error}");
+    disk.fault(Fault::None);
+    let (mut journal, told) = open(&disk);
+    assert_eq!((told, range(&journal)), (vec![], Some((0, FRAMES))));
+    assert_reads_all(&mut journal);
 }
 
 #[test]

@@ -34,7 +34,7 @@ const FREE_MARGIN: u64 = 1 << 20;
 /// How large the journal and its files may get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of all files together; holes in the file that is written do not count. A quarter of a segment is kept for
+    /// Bytes of all files together, at least those of two segments; holes in the file that is written do not count. A quarter of a segment is kept for
     /// merging.
     pub max_bytes: u64,
     /// Bytes written to one file, at least 1 MiB; best 64 KiB times a power of two, as redb doubles files. Its length may
@@ -88,8 +88,9 @@ impl SegmentJournal {
     /// Opens the journal in a folder, which is made where it does not exist. Answers with it what damage found now has
     /// cost, or may have: what a damaged segment held is known by its neighbours only.
     ///
-    /// Fails where another process has the folder open, where a segment was written by a newer release, and where the
-    /// folder or none of its segments can be read.
+    /// Fails where another process has the folder open, where a segment was written by a newer release, where there is
+    /// no room to repair one that was not closed, and where the folder or none of its segments can be read. A single
+    /// segment that the medium does not give is left out until the journal is opened anew.
     pub fn open(folder: impl Into<PathBuf>, limits: Limits) -> Result<(Self, Vec<LostRange>), JournalError> {
         Self::open_on(Folder::open(folder)?, limits)
     }
@@ -140,13 +141,17 @@ impl<D: Disk> SegmentJournal<D> {
                 if let StoreError::Version(found) = error {
                     return Err(JournalError::Version { file: segment_name(*number), found, known: FORMAT });
                 }
+                if let StoreError::Io(_) = error {
+                    // No room for a repair, or no right: what is in the segment is not lost.
+                    return Err(unusable(&format!("{}: {error}", segment_name(*number))));
+                }
                 failures.push((*number, error));
             }
         }
-        let unread = failures.iter().find(|(_, error)| !matches!(error, StoreError::Corrupt(_)));
+        let unread = failures.iter().find(|(_, error)| matches!(error, StoreError::Medium(_)));
         if let (true, Some((number, error))) = (self.sealed.is_empty(), unread) {
             // Rather the disk than each of its segments.
-            return Err(JournalError::Unusable { cause: format!("{}: {error}", segment_name(*number)) });
+            return Err(unusable(&format!("{}: {error}", segment_name(*number))));
         }
         for (number, error) in &failures {
             self.set_aside(*number, error)?;
@@ -280,6 +285,18 @@ impl<D: Disk> SegmentJournal<D> {
         snapshot.frames(key, Span { from: from.max(piece.first), until: piece.next }, max_bytes, frames)
     }
 
+    /// What a read that failed is answered with, and what comes of it.
+    fn read_failed(&mut self, number: u64, error: &StoreError) -> JournalError {
+        let cause = format!("{}: {error}", segment_name(number));
+        match error {
+            StoreError::Io(_) | StoreError::Version(_) => self.poisoned(&cause),
+            StoreError::Medium(_) | StoreError::Corrupt(_) => match self.set_aside(number, error) {
+                Ok(lost) => JournalError::Damaged { cause, lost },
+                Err(error) => error,
+            },
+        }
+    }
+
     /// Takes a segment out of use. One that holds what was not written is renamed; one that cannot be read is left
     /// where it is and tried again when the journal is opened anew.
     fn set_aside(&mut self, number: u64, error: &StoreError) -> Result<Vec<LostRange>, JournalError> {
@@ -374,11 +391,7 @@ impl<D: Disk> Journal for SegmentJournal<D> {
                 Ok(false) => break,
                 // Whoever reads on meets it again.
                 Err(_) if !frames.is_empty() => break,
-                Err(error) => {
-                    let lost = self.set_aside(piece.segment, &error)?;
-                    let cause = format!("{}: {error}", segment_name(piece.segment));
-                    return Err(JournalError::Damaged { cause, lost });
-                }
+                Err(error) => return Err(self.read_failed(piece.segment, &error)),
             }
         }
         Ok(frames)

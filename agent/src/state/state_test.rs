@@ -139,7 +139,7 @@ fn newer_format_is_refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("state.redb");
     let state = open(&path);
-    let transaction = state.db.begin_write().expect("healthy");
+    let transaction = state.db.as_ref().expect("open").begin_write().expect("healthy");
     transaction.open_table(META).expect("there").insert(FORMAT_KEY, 9).expect("healthy");
     transaction.commit().expect("healthy");
     drop(state);
@@ -149,6 +149,20 @@ fn newer_format_is_refused() {
 }
 
 #[test]
+#[test]
+fn goes_on_after_a_failure() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("state.redb");
+    let mut state = open(&path);
+    let site_id = state.site_id();
+    state.save(&checkpoint(&["a"], &[partition("a", 0, 1)]), 1).expect("healthy");
+    let failed: Result<(), StateError> = state.with(|_, _| Err(StoreError::Io("no room".to_owned())));
+    assert!(failed.expect_err("as told").to_string().ends_with("state.redb: no room"));
+    state.save(&checkpoint(&["a"], &[partition("a", 0, 2)]), 2).expect("opened anew");
+    assert_eq!(state.load().expect("healthy"), checkpoint(&["a"], &[partition("a", 0, 2)]));
+    assert_eq!((state.site_id(), state.last_seen()), (site_id, 2));
+}
+
 fn file_in_use_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("state.redb");

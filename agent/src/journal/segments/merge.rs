@@ -114,9 +114,7 @@ impl<D: Disk> SegmentJournal<D> {
                 }
                 Err(Failure::Source(number, error)) => {
                     self.merge = Some(merge);
-                    let cause = format!("{}: {error}", segment_name(number));
-                    let lost = self.set_aside(number, &error)?;
-                    return Err(JournalError::Damaged { cause, lost });
+                    return Err(self.read_failed(number, &error));
                 }
                 Err(Failure::Target(error)) => return Err(self.poisoned(&error)),
             }
