@@ -1,13 +1,16 @@
 //! `check`: tries everything the agent needs, changes nothing, begins no session.
 
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::timeout;
 use tombolo_kafka::cluster::Broker;
 use tombolo_kafka::error::Api;
 use tombolo_kafka::{Cluster, Connection};
+use tombolo_service::settings::ByteSize;
 
-use crate::settings::Settings;
+use crate::settings::{JournalSettings, Settings};
 
 /// For each broker.
 const BROKER_DEADLINE: Duration = Duration::from_secs(15);
@@ -38,6 +41,7 @@ impl Finding {
 /// Tries the source cluster and every gateway.
 pub(crate) async fn check(settings: &Settings) -> Vec<Finding> {
     let mut findings = source(Cluster::new(settings.source.clone())).await;
+    findings.push(journal(&settings.journal));
     for (gateway, outcome) in settings.link.probe(REFUSAL_WAIT).await {
         let what = format!("gateway {gateway}");
         findings.push(match outcome {
@@ -46,6 +50,47 @@ pub(crate) async fn check(settings: &Settings) -> Vec<Finding> {
         });
     }
     findings
+}
+
+/// The folder can be written, and the disk has room for what the journal may take.
+fn journal(settings: &JournalSettings) -> Finding {
+    let what = format!("journal in {}", settings.path.display());
+    let room = match room_in(&settings.path) {
+        Ok(room) => room,
+        Err(error) => return Finding::failed(what, format!("{error}: make it, writable for the agent's user")),
+    };
+    let used = folder_bytes(&settings.path);
+    let detail = format!("{} on disk, {} free, up to {}", bytes(used), bytes(room), bytes(settings.max_bytes));
+    if used + room < settings.max_bytes {
+        Finding::failed(what, format!("{detail}: lower journal.max_bytes or make room"))
+    } else {
+        Finding::ok(what, detail)
+    }
+}
+
+/// Bytes that the file system still takes, for a folder that a file can be made in.
+fn room_in(folder: &Path) -> io::Result<u64> {
+    std::fs::create_dir_all(folder)?;
+    let probe = folder.join(".check");
+    std::fs::write(&probe, b"")?;
+    std::fs::remove_file(&probe)?;
+    let room = rustix::fs::statvfs(folder)?;
+    Ok(room.f_bavail * room.f_frsize)
+}
+
+fn folder_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(file) if file.is_dir() => folder_bytes(&entry.path()),
+            Ok(file) => file.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn bytes(bytes: u64) -> ByteSize {
+    ByteSize::bytes(bytes)
 }
 
 async fn source(cluster: Cluster) -> Vec<Finding> {

@@ -1,5 +1,7 @@
 //! The command line: `run`, `check`, `status`.
 
+mod journal;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
-use tombolo_service::settings::{EXIT_CONFIG, SettingsError};
+use tombolo_service::settings::{EXIT_CONFIG, SettingsError, Span};
 use tombolo_service::status_client::{Output, fetch, print, table};
 use tombolo_service::{logging, shutdown};
 
@@ -34,6 +36,9 @@ enum Command {
     Run(Config),
     /// Try settings, files, source cluster and gateways. Begins no session. Exit code 1 where something fails.
     Check(Config),
+    /// Look at the journal of an agent that does not run, check it, or take it away.
+    #[command(subcommand)]
+    Journal(journal::Command),
     /// Show what the running agent does. Exit code 0 healthy, 1 degraded, 2 faulted or not running.
     Status(Status),
 }
@@ -69,6 +74,10 @@ impl Cli {
         match self.command {
             Command::Run(config) => run(config).await,
             Command::Check(config) => check(config).await,
+            Command::Journal(command) => {
+                // Blocks, and there is nothing else to do meanwhile.
+                tokio::task::spawn_blocking(move || journal::execute(command)).await.unwrap_or(ExitCode::FAILURE)
+            }
             Command::Status(arguments) => status(arguments).await,
         }
     }
@@ -173,7 +182,9 @@ fn health(document: &Value) -> u8 {
     let states = || list(document, "/mirrors").iter().map(|mirror| text(mirror, "/mirror_status"));
     if states().any(|state| state == "FAILED") {
         FAULTED
-    } else if text(document, "/link/state") != "ACTIVE" || states().any(|state| state != "ACTIVE" && state != "PAUSED")
+    } else if document.pointer("/journal/problem").is_some_and(Value::is_string)
+        || text(document, "/link/state") != "ACTIVE"
+        || states().any(|state| state != "ACTIVE" && state != "PAUSED")
     {
         DEGRADED
     } else {
@@ -200,7 +211,19 @@ fn show(document: &Value) -> String {
             number(document, "/link/credit_bytes"),
         ),
     ];
-    for (title, path) in [("LAST ERROR", "/link/last_error"), ("SOURCE", "/source/problem")] {
+    lines.push(format!(
+        "JOURNAL {} bytes in {} of {} on disk, drains {} bytes/s, empty in {}, full in {}, time to loss {}",
+        number(document, "/journal/frame_bytes"),
+        number(document, "/journal/file_bytes"),
+        number(document, "/journal/max_bytes"),
+        number(document, "/journal/drain_bytes_per_second"),
+        span(document, "/journal/drained_in_s"),
+        span(document, "/journal/full_in_s"),
+        span(document, "/time_to_loss_s"),
+    ));
+    for (title, path) in
+        [("LAST ERROR", "/link/last_error"), ("SOURCE", "/source/problem"), ("JOURNAL BLOCKED", "/journal/problem")]
+    {
         if let Some(problem) = document.pointer(path).and_then(Value::as_str) {
             lines.push(format!("{title} {problem}"));
         }
@@ -217,6 +240,12 @@ fn show(document: &Value) -> String {
     });
     let head = ["TOPIC", "PARTITION", "STATE", "SOURCE END", "FETCHED", "SENT", "CONFIRMED", "LAG"];
     format!("{}\n{}", lines.join("\n"), table(&head, rows))
+}
+
+/// Seconds as people read them; a dash where there are none.
+fn span(document: &Value, path: &str) -> String {
+    let seconds = document.pointer(path).and_then(Value::as_u64);
+    seconds.map_or_else(|| "-".to_owned(), |seconds| Span::from_secs(seconds).to_string())
 }
 
 fn row(mirror: &Value, partition: &Value) -> Vec<String> {

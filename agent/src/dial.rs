@@ -38,6 +38,8 @@ const MAX_GATEWAYS: usize = 16;
 /// The `[link]` table, checked.
 #[derive(Debug, Clone)]
 pub struct LinkSettings {
+    /// Files of the link's certificate chain and key.
+    identity: (PathBuf, PathBuf),
     gateways: Vec<Gateway>,
     client: ClientConfig,
     backoff: ExponentialBuilder,
@@ -154,7 +156,8 @@ impl RawLink {
             .with_max_delay(backoff_max)
             .without_max_times()
             .with_jitter();
-        Ok(LinkSettings { gateways, client, backoff, backoff_max })
+        let identity = (folder.join(&self.certificate), folder.join(&self.key));
+        Ok(LinkSettings { identity, gateways, client, backoff, backoff_max })
     }
 
     fn gateways(&self) -> Result<Vec<Gateway>, SettingsError> {
@@ -355,6 +358,11 @@ fn is_tls_alert(code: quinn::TransportErrorCode) -> bool {
 }
 
 impl LinkSettings {
+    /// Files of the link's certificate chain and of its key, which were read before.
+    pub fn identity(&self) -> (&Path, &Path) {
+        (&self.identity.0, &self.identity.1)
+    }
+
     /// The gateways as written, for status.
     pub fn gateways(&self) -> impl Iterator<Item = String> + '_ {
         self.gateways.iter().map(Gateway::to_string)

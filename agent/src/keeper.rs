@@ -28,6 +28,22 @@ const SEGMENTS: &str = "segments";
 /// The checkpoint's file, in the data folder.
 const STATE: &str = "state.redb";
 
+/// Opens the journal of these settings. Answers with it what damage has cost.
+pub(crate) fn open_journal(settings: &JournalSettings) -> Result<(SegmentJournal, Vec<LostRange>), KeeperError> {
+    let folder = settings.path.join(SEGMENTS);
+    let limits = Limits { max_bytes: settings.max_bytes, segment_bytes: settings.segment_bytes };
+    SegmentJournal::open(&folder, limits).map_err(|source| KeeperError::Journal { folder, source })
+}
+
+/// Opens the checkpoint of these settings.
+pub(crate) fn open_state(settings: &JournalSettings) -> Result<State, KeeperError> {
+    let (state, warning) = State::open(&settings.path.join(STATE))?;
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
+    Ok(state)
+}
+
 /// What is to be done on disk.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -51,6 +67,8 @@ pub(crate) enum Command {
     /// A [`EdgeOutput::CompareTail`]: answered from the journal where it can be, else given back.
     Compare(EdgeOutput),
     Save(Checkpoint),
+    /// The id of the source cluster.
+    Cluster(String),
     /// Everything before is done, then it ends.
     Close(oneshot::Sender<()>),
 }
@@ -82,6 +100,14 @@ pub enum KeeperError {
         /// Why.
         source: JournalError,
     },
+    /// The folder of both.
+    #[error("journal.path {} cannot be made", folder.display())]
+    Folder {
+        /// It.
+        folder: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The checkpoint.
     #[error(transparent)]
     State(#[from] StateError),
@@ -103,20 +129,17 @@ pub(crate) struct KeeperHandle {
 
 /// Opens what is on disk and starts the thread. Blocks for as long as the repair of a segment takes.
 pub(crate) fn start(settings: &JournalSettings) -> Result<KeeperHandle, KeeperError> {
-    let (mut state, warning) = State::open(&settings.path.join(STATE))?;
-    if let Some(warning) = warning {
-        tracing::warn!("{warning}");
-    }
+    std::fs::create_dir_all(&settings.path)
+        .map_err(|source| KeeperError::Folder { folder: settings.path.clone(), source })?;
+    warn_of_room(settings);
+    let mut state = open_state(settings)?;
     let checkpoint = state.load()?;
-    let folder = settings.path.join(SEGMENTS);
-    let limits = Limits { max_bytes: settings.max_bytes, segment_bytes: settings.segment_bytes };
     let began = Instant::now();
-    let (journal, lost) = SegmentJournal::open(&folder, limits)
-        .map_err(|source| KeeperError::Journal { folder: folder.clone(), source })?;
+    let (journal, lost) = open_journal(settings)?;
     log_lost(&lost);
     let (usage, ranges) = (journal.usage(), journal.ranges());
     tracing::info!(
-        folder = %folder.display(),
+        folder = %settings.path.display(),
         file_bytes = usage.file_bytes,
         frame_bytes = usage.frame_bytes,
         partitions = ranges.len(),
@@ -126,7 +149,14 @@ pub(crate) fn start(settings: &JournalSettings) -> Result<KeeperHandle, KeeperEr
     let (commands, next_command) = mpsc::channel(COMMANDS);
     let (answer, answers) = mpsc::channel(COMMANDS);
     let (publish, view) = watch::channel(DiskView { usage, last_commit: Duration::ZERO });
-    let keeper = Keeper { folder, limits, journal: Some(journal), state, answer, publish, last_commit: Duration::ZERO };
+    let keeper = Keeper {
+        settings: settings.clone(),
+        journal: Some(journal),
+        state,
+        answer,
+        publish,
+        last_commit: Duration::ZERO,
+    };
     thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || keeper.run(next_command))
@@ -134,9 +164,27 @@ pub(crate) fn start(settings: &JournalSettings) -> Result<KeeperHandle, KeeperEr
     Ok(KeeperHandle { commands, answers, view, checkpoint, ranges })
 }
 
+/// A cap that the disk cannot hold is found out now rather than in the outage.
+fn warn_of_room(settings: &JournalSettings) {
+    let Ok(disk) = rustix::fs::statvfs(&settings.path) else { return };
+    let (free, total) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
+    if total < settings.max_bytes {
+        tracing::warn!(
+            max_bytes = settings.max_bytes,
+            disk_bytes = total,
+            "journal.max_bytes is more than the whole disk: the journal is full when the disk is"
+        );
+    } else if free < settings.max_bytes {
+        tracing::info!(
+            max_bytes = settings.max_bytes,
+            free_bytes = free,
+            "the disk has less room than journal.max_bytes"
+        );
+    }
+}
+
 struct Keeper {
-    folder: PathBuf,
-    limits: Limits,
+    settings: JournalSettings,
     /// `None` after a failure, until it could be opened anew.
     journal: Option<SegmentJournal>,
     state: State,
@@ -202,6 +250,13 @@ impl Keeper {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
                 if let Err(error) = self.state.save(&checkpoint, now) {
                     tracing::error!(%error, "the checkpoint could not be kept: a restart reads some records again");
+                }
+            }
+            Command::Cluster(id) => {
+                if self.state.cluster_id() != id
+                    && let Err(error) = self.state.set_cluster_id(&id)
+                {
+                    tracing::error!(%error, "the source cluster's id could not be kept: an export would lack it");
                 }
             }
             Command::Close(_) => {}
@@ -286,7 +341,7 @@ impl Keeper {
     /// Opens the journal again and again. What comes in meanwhile is answered as it can be.
     fn reopen(&mut self, commands: &mut mpsc::Receiver<Command>) {
         loop {
-            match SegmentJournal::open(&self.folder, self.limits) {
+            match open_journal(&self.settings) {
                 Ok((journal, lost)) => {
                     log_lost(&lost);
                     tracing::info!("journal opened anew");
@@ -326,7 +381,7 @@ impl Keeper {
     }
 }
 
-fn log_lost(lost: &[LostRange]) {
+pub(crate) fn log_lost(lost: &[LostRange]) {
     for LostRange { topic, partition, first, next } in lost {
         tracing::warn!(%topic, partition, first, ?next, "journal damage: these offsets are read from the source again");
     }

@@ -9,6 +9,8 @@
 //! | [`keeper`], `evidence` | the thread that owns both; what the journal says about a mirror's end |
 //! | `source` | the source cluster: topics, fetchers, comparison of a mirror's end |
 //! | [`dial`], `carrier` | QUIC: the way to the gateway, and one connection's streams |
+//! | `loss` | how long until the source deletes what is nowhere else |
+//! | `export` | the journal in a folder that is carried by hand |
 //! | `status` | `/status` and metrics |
 //! | [`cli`] | `run`, `check`, `status` |
 
@@ -17,6 +19,7 @@ mod check;
 pub mod cli;
 pub mod dial;
 mod evidence;
+mod export;
 pub mod filter;
 pub mod journal;
 mod keeper;

@@ -222,6 +222,9 @@ impl Site {
                 }
             }
             Event::Source(SourceEvent::Contact { cluster_id }) => {
+                if !cluster_id.is_empty() {
+                    self.for_disk.push_back(Command::Cluster(cluster_id.clone()));
+                }
                 self.view.source_cluster = cluster_id;
                 if let Some((settings, events)) = self.dial.take() {
                     let stop = self.tasks.stop_token().clone();

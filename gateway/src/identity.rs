@@ -5,8 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use tombolo_proto::id::{LinkName, NameError};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use tombolo_service::tls::uri_names;
 
 /// Trust domain of the links (SPIFFE: the URI's authority), without a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,13 +66,7 @@ pub(crate) enum IdentityError {
 
 /// The link that a certificate (DER) belongs to.
 pub(crate) fn link_of(certificate: &[u8], domain: &TrustDomain) -> Result<LinkName, IdentityError> {
-    let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| IdentityError::Malformed)?;
-    let names = certificate.subject_alternative_name().map_err(|_| IdentityError::Malformed)?;
-    let uris: Vec<&str> = names
-        .iter()
-        .flat_map(|names| &names.value.general_names)
-        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
-        .collect();
+    let uris = uri_names(certificate).ok_or(IdentityError::Malformed)?;
     match uris.as_slice() {
         [uri] => link_of_uri(uri, domain),
         _ => Err(IdentityError::Uris(uris.len())),

@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test has nobody to hand an error to")]
 
+mod carried;
 mod codecs;
 mod course;
+mod flash;
 mod foreign;
 mod history;
 mod kills;

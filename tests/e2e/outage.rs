@@ -19,7 +19,8 @@ const PARTITIONS: i32 = 6;
 /// Of the journals here.
 const SEGMENT: &str = "32 MiB";
 
-fn spec(topics: &[&str]) -> RigSpec {
+/// Links that are given up soon, and small journal files.
+pub(crate) fn spec(topics: &[&str]) -> RigSpec {
     RigSpec::new(topics)
         .agent("journal.segment", SEGMENT)
         .agent("journal.max_bytes", "1 GiB")
@@ -44,7 +45,7 @@ fn journaled(status: &Value) -> BTreeMap<(String, i64), i64> {
 }
 
 /// Waits until the journal holds everything up to the source's end.
-async fn wait_until_journaled(agent: &Daemon, source: &KafkaCluster, topic: &str) {
+pub(crate) async fn wait_until_journaled(agent: &Daemon, source: &KafkaCluster, topic: &str) {
     let count = source.topics().await[topic];
     let mut ends = BTreeMap::new();
     for partition in 0..count {
@@ -81,7 +82,8 @@ async fn wait_until_drained(agent: &Daemon) {
     .await;
 }
 
-async fn go_dark(rig: &Rig) {
+/// Darkens the link and waits until the agent knows.
+pub(crate) async fn go_dark(rig: &Rig) {
     rig.link.dark(true);
     until("the link is down", DEADLINE, async || {
         let status = rig.agent.status().await;

@@ -2,7 +2,7 @@
 
 use tombolo_proto::edge::{CheckpointMirror, CheckpointPartition};
 use tombolo_proto::id::{Offset, Partition, TopicName};
-use tombolo_proto::wire::TailBatch;
+use tombolo_proto::wire::{TailBatch, TopicConfig};
 
 /// The filters of a checkpoint.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -18,18 +18,29 @@ pub(super) struct MirrorRow {
     topic_id: Option<Vec<u8>>,
     #[prost(bool, tag = "2")]
     paused: bool,
+    #[prost(int32, tag = "3")]
+    partitions: Partition,
+    #[prost(message, repeated, tag = "4")]
+    configs: Vec<TopicConfig>,
 }
 
 impl MirrorRow {
     pub(super) fn of(mirror: &CheckpointMirror) -> Self {
-        Self { topic_id: mirror.topic_id.map(|id| id.to_vec()), paused: mirror.paused }
+        let CheckpointMirror { topic_id, paused, partitions, configs, .. } = mirror;
+        Self {
+            topic_id: topic_id.map(|id| id.to_vec()),
+            paused: *paused,
+            partitions: *partitions,
+            configs: configs.clone(),
+        }
     }
 
     /// `None` where the topic's id has another length.
     pub(super) fn mirror(self, topic: TopicName) -> Option<CheckpointMirror> {
         let topic_id = self.topic_id.map(|id| id.try_into().ok());
         let topic_id = if let Some(id) = topic_id { Some(id?) } else { None };
-        Some(CheckpointMirror { topic, topic_id, paused: self.paused })
+        let Self { paused, partitions, configs, .. } = self;
+        Some(CheckpointMirror { topic, topic_id, paused, partitions, configs })
     }
 }
 

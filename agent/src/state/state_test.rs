@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use tombolo_proto::edge::CheckpointPartition;
-use tombolo_proto::wire::TailBatch;
+use tombolo_proto::wire::{TailBatch, TopicConfig};
 
 use super::*;
 
@@ -13,7 +13,8 @@ fn topic(name: &str) -> TopicName {
 }
 
 fn mirror(name: &str) -> CheckpointMirror {
-    CheckpointMirror { topic: topic(name), topic_id: Some([7; 16]), paused: false }
+    let configs = vec![TopicConfig { name: "retention.ms".to_owned(), value: "1000".to_owned() }];
+    CheckpointMirror { topic: topic(name), topic_id: Some([7; 16]), paused: false, partitions: 3, configs }
 }
 
 fn partition(name: &str, partition: Partition, confirmed: i64) -> CheckpointPartition {
@@ -149,7 +150,6 @@ fn newer_format_is_refused() {
 }
 
 #[test]
-#[test]
 fn goes_on_after_a_failure() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("state.redb");
@@ -163,6 +163,7 @@ fn goes_on_after_a_failure() {
     assert_eq!((state.site_id(), state.last_seen()), (site_id, 2));
 }
 
+#[test]
 fn file_in_use_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("state.redb");

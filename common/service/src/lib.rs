@@ -11,6 +11,7 @@
 //! | [`tls`] | certificates and keys from PEM files |
 //! | [`signature`] | signatures by a certificate's key, SHA-256 |
 //! | [`metrics`] | the process-wide Prometheus recorder |
+//! | [`progress`] | bars and lines of long commands |
 //! | [`readiness`] | latches behind `/readyz` |
 //! | [`admin_http`] | `/livez`, `/readyz`, `/metrics`, `/status` on a thread of their own |
 //! | [`status_client`] | asks a running daemon for `/status`, prints tables |
@@ -18,6 +19,7 @@
 pub mod admin_http;
 pub mod logging;
 pub mod metrics;
+pub mod progress;
 pub mod readiness;
 pub mod settings;
 pub mod shutdown;

@@ -6,6 +6,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::settings::SettingsError;
 
@@ -52,6 +53,14 @@ pub fn cert_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileEr
         return Err(empty(path, CERTIFICATE));
     }
     Ok(chain)
+}
+
+/// The URI names (RFC 5280, subjectAltName) of a certificate; `None` where it is malformed.
+pub fn uri_names(certificate: &[u8]) -> Option<Vec<String>> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let names = certificate.subject_alternative_name().ok()?;
+    let uri = |name: &GeneralName<'_>| if let GeneralName::URI(uri) = name { Some((*uri).to_owned()) } else { None };
+    Some(names.iter().flat_map(|names| &names.value.general_names).filter_map(uri).collect())
 }
 
 /// The first private key of the file. A key that others on this machine may read is worth a WARN, not a refusal:

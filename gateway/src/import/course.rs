@@ -27,19 +27,23 @@ use tombolo_proto::wire::{
 };
 
 use super::folder::Export;
-use super::progress::Progress;
 use super::report::{Outcome, RefusedTopic, Report, Row};
 use crate::carrier::local::{FarEnd, Heard};
 use lane::{Begun, Lane, Stage};
+use tombolo_service::progress::Progress;
 
 /// Partitions that send at a time.
 const MAX_LANES: usize = 8;
 /// Least bound of the export's frames: agents cut smaller ones, unless a single batch is larger.
 const FRAME_BYTES: usize = 2 << 20;
+/// For the session to take leave.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// Longest time in which nothing is heard from the session.
 const PATIENCE: Duration = Duration::from_mins(5);
 
 type Key = (usize, Partition);
+/// Partition counts by topic.
+pub(super) type Held = BTreeMap<TopicName, i32>;
 
 /// Drives one import to its report.
 #[derive(Debug)]
@@ -49,6 +53,8 @@ pub(super) struct Course {
     limits: FrameLimits,
     /// Largest frame of the session.
     max_frame: usize,
+    /// Partitions of mirror topics that are there, by the source topic's name.
+    held: Held,
     lanes: BTreeMap<Key, Lane>,
     /// Topics that are left out, by index, and why.
     refused: BTreeMap<usize, String>,
@@ -66,8 +72,9 @@ pub(super) struct Course {
 }
 
 impl Course {
-    /// An import of what `link` mirrors; its settings' largest frame is `max_frame`.
-    pub(super) fn new(export: Arc<Export>, far: FarEnd, link: &LinkSettings, max_frame: usize) -> Self {
+    /// An import of what `link` mirrors; its settings' largest frame is `max_frame`. The source may have grown since the
+    /// export was made, so a mirror topic that is `held` counts where it has more partitions.
+    pub(super) fn new(export: Arc<Export>, far: FarEnd, link: &LinkSettings, max_frame: usize, held: Held) -> Self {
         let (mut lanes, mut refused, mut filtered) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let mut total = 0;
         for (index, topic) in export.manifest().topics.iter().enumerate().filter(|(_, topic)| !topic.ranges.is_empty())
@@ -90,6 +97,7 @@ impl Course {
             far,
             limits: FrameLimits { max_bytes: max_frame.max(FRAME_BYTES) },
             max_frame,
+            held,
             lanes,
             refused,
             mirrors: BTreeMap::new(),
@@ -104,19 +112,20 @@ impl Course {
 
     /// Runs until every partition is done with, the session ends, or `stop`.
     pub(super) async fn run(mut self, stop: &CancellationToken) -> Report {
-        let mut unfinished = String::new();
-        if !self.lanes.is_empty() {
-            unfinished = self.drive(stop).await;
-        }
+        let ended = if self.lanes.is_empty() { None } else { self.drive(stop).await };
         let close = Close { code: CloseCode::Shutdown.number(), reason: "the import is over".to_owned() };
-        // A session that is over does not hear it.
-        drop(tokio::time::timeout(Duration::from_secs(1), self.send(EdgeBody::Close(close))).await);
+        // The session says goodbye too, unless it is over already; what it still says means nothing.
+        let goodbye = async {
+            self.send(EdgeBody::Close(close)).await;
+            while let Ok(Heard::Message(_)) = self.far.receive().await {}
+        };
+        drop(tokio::time::timeout(GOODBYE, goodbye).await);
         self.progress.finish();
-        self.report(&unfinished)
+        self.report(ended)
     }
 
-    /// Gives the reason for what is left undone.
-    async fn drive(&mut self, stop: &CancellationToken) -> String {
+    /// Gives the reason why something is left undone.
+    async fn drive(&mut self, stop: &CancellationToken) -> Option<String> {
         self.hello().await;
         let frames = self.far.frames();
         let mut next: Option<Frame> = None;
@@ -127,17 +136,17 @@ impl Course {
                 next = self.next_frame().await;
             }
             if self.lanes.values().all(Lane::is_done) {
-                return String::new();
+                return None;
             }
             tokio::select! {
                 heard = self.far.receive() => {
                     heard_at = Instant::now();
                     match heard {
                         Ok(Heard::Message(message)) => if let Err(reason) = self.hear(message.body).await {
-                            return reason;
+                            return Some(reason);
                         },
-                        Ok(Heard::Closed((code, reason))) => return closed(Some(code), &reason),
-                        Err(error) => return error.to_string(),
+                        Ok(Heard::Closed((code, reason))) => return Some(closed(Some(code), &reason)),
+                        Err(error) => return Some(error.to_string()),
                     }
                 }
                 Ok(place) = frames.reserve(), if next.is_some() => {
@@ -145,9 +154,10 @@ impl Course {
                         place.send(Ok(frame));
                     }
                 }
-                () = stop.cancelled() => return "stopped; import again to go on from here".to_owned(),
+                () = stop.cancelled() => return Some("stopped; import again to go on from here".to_owned()),
                 () = tokio::time::sleep_until(heard_at + PATIENCE) => {
-                    return format!("nothing was confirmed for {PATIENCE:?}: the log says what the cloud cluster lacks");
+                    let lacks = "the log says what the cloud cluster lacks";
+                    return Some(format!("nothing was heard from the session for {PATIENCE:?}: {lacks}"));
                 }
             }
         }
@@ -201,7 +211,8 @@ impl Course {
         if mirror.paused || !taken {
             return;
         }
-        let source = source(mirror.mirror, topic);
+        let held = self.held.iter().find(|(held, _)| held.as_str() == topic.name).map_or(0, |(_, &count)| count);
+        let source = source(mirror.mirror, topic, held);
         self.mirrors.insert(mirror.mirror, index);
         self.send(EdgeBody::Source(source)).await;
     }
@@ -302,7 +313,7 @@ impl Course {
         None
     }
 
-    fn report(self, unfinished: &str) -> Report {
+    fn report(self, ended: Option<String>) -> Report {
         let topics = &self.export.manifest().topics;
         let name = |index: usize| topics.get(index).map_or("", |topic| topic.name.as_str());
         let mut complete = true;
@@ -310,9 +321,7 @@ impl Course {
         for (&(index, _), lane) in &self.lanes {
             let outcome = match &lane.stage {
                 Stage::Done(outcome) => outcome.clone(),
-                Stage::Unplaced | Stage::Positioned(_) | Stage::Sending(_) => {
-                    Outcome::Unfinished(unfinished.to_owned())
-                }
+                Stage::Unplaced | Stage::Positioned(_) | Stage::Sending(_) => Outcome::Unfinished,
             };
             complete &= outcome.is_good();
             rows.push(Row::new(name(index), &lane.range, lane.stood, &outcome));
@@ -322,7 +331,7 @@ impl Course {
             .iter()
             .map(|(&index, reason)| RefusedTopic { topic: name(index).to_owned(), reason: reason.clone() })
             .collect();
-        Report::new(&self.export, rows, refused, complete)
+        Report::new(&self.export, rows, refused, complete, ended)
     }
 }
 
@@ -339,10 +348,10 @@ fn takes(link: &LinkSettings, name: &str) -> Result<bool, String> {
     }
 }
 
-fn source(mirror: u32, topic: &ExportTopic) -> Source {
+fn source(mirror: u32, topic: &ExportTopic, held: i32) -> Source {
     Source {
         mirror,
-        partitions: topic.partitions,
+        partitions: topic.partitions.max(held),
         topic_id: topic.topic_id.clone(),
         configs: topic.configs.clone(),
         problem: String::new(),

@@ -20,9 +20,9 @@ use tombolo_proto::id::{LinkName, Offset};
 use tombolo_service::signature::{self, Sha256, Signature, SignatureError, Validity};
 use tombolo_service::tls::{self, TlsFileError};
 
-use super::progress::Progress;
 use crate::identity::{self, IdentityError};
 use crate::settings::TlsSettings;
+use tombolo_service::progress::Progress;
 
 /// Bytes hashed at a time.
 const PIECE: usize = 1 << 20;

@@ -169,6 +169,8 @@ struct Cloud {
     logs: Logs,
     /// Batches it still takes; none are answered after that.
     takes: usize,
+    /// Partitions that its topics have.
+    partitions: i32,
     most_held: usize,
 }
 
@@ -181,7 +183,7 @@ impl Cloud {
             max_frame_bytes: MAX_FRAME,
             link: settings,
         };
-        Self { link: CloudLink::new(config), logs, takes: usize::MAX, most_held: 0 }
+        Self { link: CloudLink::new(config), logs, takes: usize::MAX, partitions: 0, most_held: 0 }
     }
 
     async fn serve(&mut self, carrier: Carrier) {
@@ -228,7 +230,9 @@ impl Cloud {
                 assert_eq!(incarnation, 0, "the site's agent keeps its place");
                 CloudInput::Claimed { term: Term(1), write_after: Time::ZERO }
             }
-            CloudOutput::PrepareTopic { mirror, partitions, .. } => CloudInput::TopicReady { mirror, partitions },
+            CloudOutput::PrepareTopic { mirror, partitions, .. } => {
+                CloudInput::TopicReady { mirror, partitions: partitions.max(self.partitions) }
+            }
             CloudOutput::Recover { mirror, topic, partition, attempt } => {
                 let log = self.logs.entry((topic.to_string(), partition)).or_default();
                 let tail = log.iter().rev().take(4).rev().cloned().collect();
@@ -278,7 +282,8 @@ async fn import(exported: &Logs, link: &LinkSettings, cloud: &mut Cloud, stop: &
     write_export(folder.path(), certificates_folder.path(), "ship-17", "ship-17", exported);
     let export = Arc::new(open(folder.path(), &trusted).await.unwrap());
     let (carrier, far) = local::pair();
-    let course = Course::new(export, far, link, MAX_FRAME);
+    let held = Held::from([(name("orders"), cloud.partitions)]);
+    let course = Course::new(export, far, link, MAX_FRAME, held);
     let both = async { tokio::join!(course.run(stop), cloud.serve(carrier)).0 };
     tokio::time::timeout(Duration::from_secs(20), both).await.expect("an end")
 }
@@ -379,7 +384,8 @@ async fn a_stopped_import_is_gone_on_with() {
         stop.cancel();
     };
     let (report, ()) = tokio::join!(import(&exported, &link, &mut cloud, &stop), stopper);
-    assert!(rows(&report).iter().all(|row| row.contains("unfinished: stopped")), "{report:?}");
+    assert!(rows(&report).iter().all(|row| row.ends_with("unfinished")), "{report:?}");
+    assert!(report.title().contains("unfinished: stopped; import again"), "{}", report.title());
     assert_eq!(cloud.logs.values().map(Vec::len).sum::<usize>(), 7);
     assert!(cloud.most_held > CREDIT / 2 && cloud.most_held <= CREDIT, "{} bytes unanswered", cloud.most_held);
     let mut cloud = Cloud::new(link.clone(), cloud.logs);
@@ -388,4 +394,13 @@ async fn a_stopped_import_is_gone_on_with() {
     for partition in [0, 1] {
         assert_equal(&cloud.logs, "orders", partition, &batches(0, 60));
     }
+}
+
+#[tokio::test]
+async fn a_topic_that_has_grown_since_takes_an_old_export() {
+    let link = settings(vec![mirror("orders", "orders", false)], &[]);
+    let mut cloud = Cloud::new(link.clone(), Logs::new());
+    cloud.partitions = 5;
+    let report = import(&of_orders(&[(0, 0, 10)]), &link, &mut cloud, &CancellationToken::new()).await;
+    assert_eq!(rows(&report), ["orders 0 0 10 complete"]);
 }

@@ -19,8 +19,8 @@ pub(super) enum Outcome {
     Failed(Failure),
     /// The export cannot be read.
     Damaged(String),
-    /// The import ended before.
-    Unfinished(String),
+    /// The import ended before; the report says why.
+    Unfinished,
 }
 
 impl Outcome {
@@ -35,7 +35,7 @@ impl Outcome {
             Self::Missing { .. } => "missing",
             Self::Failed(_) => "failed",
             Self::Damaged(_) => "damaged",
-            Self::Unfinished(_) => "unfinished",
+            Self::Unfinished => "unfinished",
         }
     }
 }
@@ -50,7 +50,7 @@ impl fmt::Display for Outcome {
             }
             Self::Failed(failure) => failure.fmt(f),
             Self::Damaged(reason) => f.write_str(reason),
-            Self::Unfinished(reason) => write!(f, "unfinished: {reason}"),
+            Self::Unfinished => f.write_str("unfinished"),
         }
     }
 }
@@ -65,6 +65,8 @@ pub(crate) struct Report {
     certificate_expired: bool,
     /// Every partition reached the export's end.
     complete: bool,
+    /// Why it ended before it was complete, unless its partitions say it all.
+    ended: Option<String>,
     partitions: Vec<Row>,
     /// Topics that were left out.
     refused: Vec<RefusedTopic>,
@@ -128,12 +130,14 @@ impl Report {
         partitions: Vec<Row>,
         refused: Vec<RefusedTopic>,
         complete: bool,
+        ended: Option<String>,
     ) -> Self {
         Self {
             link: export.link().to_string(),
             created: humantime::format_rfc3339_seconds(export.created()).to_string(),
             certificate_expired: export.has_expired(),
             complete: complete && refused.is_empty(),
+            ended,
             partitions,
             refused,
         }
@@ -166,13 +170,14 @@ impl Report {
         (vec!["TOPIC", "PARTITION", "EXPORTED", "BEFORE", "AFTER", "RESULT"], rows)
     }
 
-    /// A line on what the export is.
+    /// What the export is, and why the import ended early.
     pub(crate) fn title(&self) -> String {
         let expired = if self.certificate_expired {
             "; its certificate has expired since, it was valid when the export was made"
         } else {
             ""
         };
-        format!("export of link {}, made {}{expired}", self.link, self.created)
+        let ended = self.ended.as_deref().map_or_else(String::new, |reason| format!("\nunfinished: {reason}"));
+        format!("export of link {}, made {}{expired}{ended}", self.link, self.created)
     }
 }

@@ -4,7 +4,7 @@
 //! the mirror is the one it knows. An old checkpoint costs reading some records again, never a wrong byte.
 
 use crate::id::{Offset, Partition, TopicName};
-use crate::wire::TailBatch;
+use crate::wire::{TailBatch, TopicConfig};
 
 /// What to keep. Lists of mirrors and filters are whole; partitions are those that changed since the last one, or all of
 /// them when it is given back.
@@ -27,6 +27,10 @@ pub struct CheckpointMirror {
     pub topic_id: Option<[u8; 16]>,
     /// Whether the operator has paused it.
     pub paused: bool,
+    /// Partitions of the source topic; 0 where it was not seen yet.
+    pub partitions: Partition,
+    /// Its configs that are not the default.
+    pub configs: Vec<TopicConfig>,
 }
 
 /// Where a partition stands.

@@ -17,7 +17,7 @@ use super::{EdgeConfig, EdgeEvent, EdgeInput, EdgeOutput, Retention, SourceTopic
 use crate::failure::{Failure, cut};
 use crate::id::{MirrorId, Partition, Term, Time, TopicName};
 use crate::pattern::TopicPattern;
-use crate::wire::{Close, CloseCode, CloudBody, EdgeBody, EdgeMessage, Hello, VERSIONS, Welcome};
+use crate::wire::{Close, CloseCode, CloudBody, EdgeBody, EdgeMessage, Hello, TopicConfig, VERSIONS, Welcome};
 
 /// Of the window, this part is for what is read back from the journal.
 const DRAIN_SHARE: usize = 4;
@@ -64,6 +64,8 @@ struct EdgeMirror {
     id: Option<MirrorId>,
     phase: Phase,
     topic_id: Option<[u8; 16]>,
+    /// Partitions and configs of the source topic when it was last seen.
+    shape: (Partition, Vec<TopicConfig>),
     /// Id of the topic that has taken the source topic's place.
     replaced: Option<[u8; 16]>,
     /// Its partitions have been told a position, by this session or an earlier one, or it is new at the source: a new
@@ -82,6 +84,7 @@ impl EdgeMirror {
             id: None,
             phase,
             topic_id: None,
+            shape: (0, Vec::new()),
             replaced: None,
             settled: false,
             ending: None,

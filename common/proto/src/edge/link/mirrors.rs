@@ -112,8 +112,10 @@ impl EdgeLink {
             {
                 return self.source_replaced(topic, new, found.clone());
             }
-            self.lists_changed |= mirror.topic_id != found.topic_id;
+            let shape = (found.partitions, found.configs.clone());
+            self.lists_changed |= mirror.topic_id != found.topic_id || mirror.shape != shape;
             mirror.topic_id = found.topic_id;
+            mirror.shape = shape;
             mirror.grow(found.partitions);
         }
         self.take_source(topic, &source);

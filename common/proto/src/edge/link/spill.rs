@@ -105,6 +105,8 @@ impl EdgeLink {
             topic: topic.clone(),
             topic_id: mirror.topic_id,
             paused: matches!(mirror.phase, Phase::Paused),
+            partitions: mirror.shape.0,
+            configs: mirror.shape.1.clone(),
         };
         Some(Checkpoint {
             filters: self.filters.iter().map(TopicPattern::to_string).collect(),
@@ -120,9 +122,10 @@ impl EdgeLink {
         if !self.filters.is_empty() {
             self.outputs.push_back(EdgeOutput::Watch { filters: self.filters.clone() });
         }
-        for CheckpointMirror { topic, topic_id, paused } in checkpoint.mirrors {
+        for CheckpointMirror { topic, topic_id, paused, partitions, configs } in checkpoint.mirrors {
             let phase = if paused { Phase::Paused } else { Phase::Discovering };
-            let mirror = EdgeMirror { topic_id, settled: true, ..EdgeMirror::new(phase) };
+            let shape = (partitions, configs);
+            let mirror = EdgeMirror { topic_id, shape, settled: true, ..EdgeMirror::new(phase) };
             self.mirrors.insert(topic, mirror);
         }
         // Frames of a mirror that no checkpoint names: kept all the same, for the gateway to say.

@@ -210,7 +210,13 @@ fn live() -> (Site, u64) {
 fn checkpoint(confirmed: Offset, shipped: Vec<TailBatch>) -> Checkpoint {
     Checkpoint {
         filters: Vec::new(),
-        mirrors: vec![CheckpointMirror { topic: topic(), topic_id: Some([1; 16]), paused: false }],
+        mirrors: vec![CheckpointMirror {
+            topic: topic(),
+            topic_id: Some([1; 16]),
+            paused: false,
+            partitions: 1,
+            configs: Vec::new(),
+        }],
         partitions: vec![CheckpointPartition { topic: topic(), partition: 0, confirmed, last_epoch: 0, shipped }],
     }
 }

@@ -10,7 +10,7 @@ const TEMPLATE: &str = "{msg:>10} [{bar:40}] {bytes} of {total_bytes}, {bytes_pe
 
 /// Bytes of a job.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub struct Progress {
     what: &'static str,
     done: u64,
     total: u64,
@@ -19,7 +19,8 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(what: &'static str, total: u64) -> Self {
+    /// A job of `total` bytes, named by a word.
+    pub fn new(what: &'static str, total: u64) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             // A template that cannot be read would be seen by whoever wrote it.
             let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -28,7 +29,8 @@ impl Progress {
         Self { what, done: 0, total, bar, told: Instant::now() }
     }
 
-    pub(super) fn add(&mut self, bytes: u64) {
+    /// So many more bytes are done.
+    pub fn add(&mut self, bytes: u64) {
         self.done = self.total.min(self.done.saturating_add(bytes));
         match &self.bar {
             Some(bar) => bar.set_position(self.done),
@@ -40,7 +42,8 @@ impl Progress {
         }
     }
 
-    pub(super) fn finish(&self) {
+    /// The job ended here, done or not.
+    pub fn finish(&self) {
         match &self.bar {
             Some(bar) => bar.abandon(),
             None => self.line(", done"),
