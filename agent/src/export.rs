@@ -10,7 +10,7 @@ use tombolo_proto::export::{
     CERTIFICATE_FILE, Chunk, ExportError, ExportWriter, MANIFEST_FILE, Manifest, ManifestSignature, Origin,
     SIGNATURE_FILE, data_file, signed_bytes,
 };
-use tombolo_proto::id::{LinkName, NameError};
+use tombolo_proto::id::{LinkName, NameError, Offset, Partition, TopicName};
 use tombolo_service::progress::Progress;
 use tombolo_service::signature::{self, Sha256, SignatureError};
 use tombolo_service::tls::{self, TlsFileError};
@@ -43,6 +43,8 @@ pub(crate) enum Failure {
     File { path: PathBuf, source: io::Error },
     #[error("{} is not empty: an export gets a folder of its own", path.display())]
     NotEmpty { path: PathBuf },
+    #[error("the journal has lost {topic} partition {partition} at offset {offset}: run `journal verify`")]
+    Hole { topic: TopicName, partition: Partition, offset: Offset },
     #[error("the journal holds nothing that could be exported")]
     Empty,
 }
@@ -85,7 +87,8 @@ pub(crate) fn export(settings: &Settings, folder: &Path) -> Result<Manifest, Fai
         while offset < range.next {
             let frames = journal.read(&range.topic, range.partition, offset, READ_BYTES)?;
             if frames.is_empty() {
-                break;
+                let (topic, partition) = (range.topic.clone(), range.partition);
+                return Err(Failure::Hole { topic, partition, offset });
             }
             for packed in &frames {
                 let chunk = writer.frame(range.partition, packed)?;

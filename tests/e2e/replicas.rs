@@ -60,7 +60,7 @@ async fn wait_until_ends_grow(cloud: &KafkaCluster, topic: &str) {
     for partition in 0..PARTITIONS {
         let mut before = None;
         until(&format!("the mirror of partition {partition} grows"), DEADLINE, async || {
-            let (_, end) = cloud.log_range(topic, partition).await.map_err(|error| error.to_string())?;
+            let (_, end) = cloud.log_range(topic, partition).await?;
             if *before.get_or_insert(end) < end { Ok(()) } else { Err(format!("still {end}")) }
         })
         .await;

@@ -27,7 +27,7 @@ const BOUNDARIES: [(&str, &[&str]); 5] = [
     ("kafka_protocol", &["common/kafka/", "tests/"]),
     ("quinn", QUIC),
     ("quinn_proto", QUIC),
-    ("redb", &["agent/src/journal"]),
+    ("redb", &["agent/src/journal", "agent/src/state"]),
     ("rdkafka", &["deploy/demo/", "gateway/cli/", "tests/"]),
 ];
 

@@ -12,6 +12,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::metadata::{Metadata, MetadataBroker, MetadataPartition, MetadataTopic};
 use rdkafka::topic_partition_list::Offset;
 use tokio::task::spawn_blocking;
+use tombolo_kafka::admin::{OffsetQuery, OffsetSpec, list_offsets};
 
 use super::cluster::KafkaCluster;
 use crate::wait::until;
@@ -142,12 +143,29 @@ impl KafkaCluster {
         partitions.iter().find(|seen| seen.id() == partition).map(|seen| seen.isr().to_vec()).unwrap_or_default()
     }
 
-    /// First offset and high watermark of a partition.
-    pub async fn log_range(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
-        let (admin, topic) = (Arc::clone(&self.admin), topic.to_owned());
-        spawn_blocking(move || admin.inner().fetch_watermarks(&topic, partition, Duration::from_secs(5)))
-            .await
-            .expect("asking for watermarks does not panic")
+    /// First offset and high watermark of a partition. Asked of its leader as it is now: librdkafka's client keeps what it
+    /// knows of a topic for a while, and a topic may just have grown.
+    pub async fn log_range(&self, topic: &str, partition: i32) -> Result<(i64, i64), String> {
+        let raw = self.raw_client();
+        let ask = async || -> Result<(i64, i64), tombolo_kafka::KafkaError> {
+            let leader = raw.leader(topic, partition).await?;
+            let connection = raw.shared(leader.broker).await?;
+            let query = [OffsetQuery { topic: topic.into(), partition, leader_epoch: leader.epoch }];
+            let mut range = [-1, -1];
+            for (offset, spec) in range.iter_mut().zip([OffsetSpec::LogStart, OffsetSpec::HighWatermark]) {
+                let answers = list_offsets(&connection, spec, &query).await?;
+                if let Some(Ok(found)) = answers.first().map(|answer| &answer.result) {
+                    *offset = found.offset;
+                }
+            }
+            Ok(range.into())
+        };
+        match tokio::time::timeout(Duration::from_secs(5), ask()).await {
+            Ok(Ok((first, end))) if first >= 0 && end >= 0 => Ok((first, end)),
+            Ok(Ok(seen)) => Err(format!("{topic}/{partition}: {seen:?}")),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("{topic}/{partition}: no answer")),
+        }
     }
 
     /// The brokers that the cluster counts as alive.
@@ -167,7 +185,7 @@ impl KafkaCluster {
                 return Err(format!("{led} have"));
             }
             for partition in 0..partitions {
-                self.log_range(topic, partition).await.map_err(|error| error.to_string())?;
+                self.log_range(topic, partition).await?;
             }
             Ok(())
         })
