@@ -1,5 +1,15 @@
-//! Records within a batch, for the few batches that tombolo itself writes and reads: those of its registry topic.
-//! Mirrored batches never come here.
+//! Records within a batch: those of the few batches that tombolo itself writes and reads (its registry topic), and those
+//! of mirrored batches that a cloud cluster would not take or keep as they are ([`Unfit`], [`from_legacy`]).
+//! A dense `CreateTime` batch of a mirror never comes here.
+
+mod assemble;
+mod codec;
+mod legacy;
+mod reencode;
+mod snappy;
+
+pub use legacy::{Legacy, from_legacy};
+pub use reencode::{Piece, ReencodeError, Runs, Unfit};
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::indexmap::IndexMap;
