@@ -10,6 +10,7 @@ use tombolo_kafka::error::Api;
 use tombolo_kafka::{Cluster, Connection};
 use tombolo_service::settings::ByteSize;
 
+use crate::keeper::folder_bytes;
 use crate::settings::{JournalSettings, Settings};
 
 /// For each broker.
@@ -76,17 +77,6 @@ fn room_in(folder: &Path) -> io::Result<u64> {
     std::fs::remove_file(&probe)?;
     let room = rustix::fs::statvfs(folder)?;
     Ok(room.f_bavail * room.f_frsize)
-}
-
-fn folder_bytes(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(file) if file.is_dir() => folder_bytes(&entry.path()),
-            Ok(file) => file.len(),
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 fn bytes(bytes: u64) -> ByteSize {

@@ -1,5 +1,5 @@
-//! What the journal says about a mirror's end: frames stay readable for a while after they were confirmed, and after a
-//! restart they are the best evidence there is.
+//! What the journal says about a mirror's end. After a restart the checkpoint is up to half a minute old, and the frames that
+//! the cloud took since are the best evidence there is.
 
 use tombolo_proto::edge::{Verdict, differs};
 use tombolo_proto::frame::{Entry, FrameLimits};
@@ -7,30 +7,29 @@ use tombolo_proto::id::{Offset, Partition, TopicName};
 use tombolo_proto::limits::MAX_FRAME_BYTES;
 use tombolo_proto::wire::TailBatch;
 
-use crate::journal::Journal;
+use crate::journal::{Journal, JournalError};
 
 /// Bytes of frames that are read for a comparison, about.
 const READ_BYTES: usize = 1 << 20;
 const LIMITS: FrameLimits = FrameLimits { max_bytes: MAX_FRAME_BYTES };
 
 /// Compares a mirror's tail with the journal. `None` where the journal does not go on from there, or does not hold the
-/// tail's last batch: then the source is to be asked.
+/// tail's last batch: then the source is to be asked. Fails where the journal cannot be read.
 pub(crate) fn compare(
     journal: &mut impl Journal,
     topic: &TopicName,
     partition: Partition,
     tail: &[TailBatch],
     next_offset: Offset,
-) -> Option<Verdict> {
-    let last = tail.last()?;
+) -> Result<Option<Verdict>, JournalError> {
+    let Some(last) = tail.last() else { return Ok(None) };
     let goes_on = journal.ranges().iter().any(|range| {
         range.topic == *topic && range.partition == partition && (range.first..=range.next).contains(&next_offset)
     });
     if !goes_on {
-        return None;
+        return Ok(None);
     }
-    // A frame that cannot be read is no evidence; reading on will find the damage.
-    let frames = journal.read(topic, partition, last.base_offset, READ_BYTES).ok()?;
+    let frames = journal.read(topic, partition, last.base_offset, READ_BYTES)?;
     let ours: Vec<TailBatch> = frames
         .iter()
         .map_while(|packed| packed.unpack(LIMITS).ok())
@@ -43,10 +42,10 @@ pub(crate) fn compare(
         if let Some(ours) = ours.iter().find(overlaps)
             && ours != theirs
         {
-            return Some(Verdict::Failed(differs(partition, ours, theirs)));
+            return Ok(Some(Verdict::Failed(differs(partition, ours, theirs))));
         }
     }
-    ours.contains(last).then_some(Verdict::Agrees)
+    Ok(ours.contains(last).then_some(Verdict::Agrees))
 }
 
 #[cfg(test)]
@@ -67,9 +66,9 @@ mod tests {
         let mut journal = MemoryJournal::new(1 << 20);
         for base in [10, 14] {
             let packed = Packed::new(&[Entry::Batch(batch(base, 300)), Entry::Batch(batch(base + 2, 300))]);
-            journal.append(&[JournalFrame { topic: topic.clone(), partition: 0, packed }]).unwrap();
+            journal.append(&[JournalFrame { topic: topic.clone(), topic_id: None, partition: 0, packed }]).unwrap();
         }
-        let mut ask = |tail: &[TailBatch], next| compare(&mut journal, &topic, 0, tail, next);
+        let mut ask = |tail: &[TailBatch], next| compare(&mut journal, &topic, 0, tail, next).unwrap();
         let ours = |base| TailBatch::of(&batch(base, 300));
         assert_eq!(ask(&[ours(12)], 14), Some(Verdict::Agrees));
         assert_eq!(ask(&[ours(16)], 18), Some(Verdict::Agrees));

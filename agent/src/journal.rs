@@ -49,6 +49,8 @@ use tombolo_proto::id::{Offset, Partition, TopicName};
 pub struct JournalFrame {
     /// The source topic.
     pub topic: TopicName,
+    /// Its id, where it is known. Frames of another id start a new run.
+    pub topic_id: Option<[u8; 16]>,
     /// The partition.
     pub partition: Partition,
     /// Its batches, encoded.

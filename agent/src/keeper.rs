@@ -5,7 +5,8 @@
 //! time (one spill, a few loads), so neither waits for the other. A journal that failed is opened anew for as long as
 //! it takes.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -85,15 +86,13 @@ pub(crate) enum Answer {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct DiskView {
     pub(crate) usage: Usage,
-    /// Seconds that the last durable commit took.
-    pub(crate) last_commit: Duration,
 }
 
 /// Why the data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
     /// The journal.
-    #[error("the journal in {} cannot be opened", folder.display())]
+    #[error("the journal in {} cannot be opened: {source}", folder.display())]
     Journal {
         /// Its folder.
         folder: PathBuf,
@@ -101,7 +100,7 @@ pub enum KeeperError {
         source: JournalError,
     },
     /// The folder of both.
-    #[error("journal.path {} cannot be made", folder.display())]
+    #[error("journal.path {} cannot be made: {source}", folder.display())]
     Folder {
         /// It.
         folder: PathBuf,
@@ -111,6 +110,9 @@ pub enum KeeperError {
     /// The checkpoint.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Its thread ended.
+    #[error("the journal's thread has ended: see the log before")]
+    Died,
     /// No thread.
     #[error("no thread for the journal")]
     Thread(#[source] std::io::Error),
@@ -137,7 +139,7 @@ pub(crate) fn start(settings: &JournalSettings) -> Result<KeeperHandle, KeeperEr
     let began = Instant::now();
     let (journal, lost) = open_journal(settings)?;
     log_lost(&lost);
-    let (usage, ranges) = (journal.usage(), journal.ranges());
+    let (usage, ranges) = (journal.usage(), whole(journal.ranges(), &lost));
     tracing::info!(
         folder = %settings.path.display(),
         file_bytes = usage.file_bytes,
@@ -148,15 +150,8 @@ pub(crate) fn start(settings: &JournalSettings) -> Result<KeeperHandle, KeeperEr
     );
     let (commands, next_command) = mpsc::channel(COMMANDS);
     let (answer, answers) = mpsc::channel(COMMANDS);
-    let (publish, view) = watch::channel(DiskView { usage, last_commit: Duration::ZERO });
-    let keeper = Keeper {
-        settings: settings.clone(),
-        journal: Some(journal),
-        state,
-        answer,
-        publish,
-        last_commit: Duration::ZERO,
-    };
+    let (publish, view) = watch::channel(DiskView { usage });
+    let keeper = Keeper { settings: settings.clone(), journal: Some(journal), state, answer, publish };
     thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || keeper.run(next_command))
@@ -164,21 +159,28 @@ pub(crate) fn start(settings: &JournalSettings) -> Result<KeeperHandle, KeeperEr
     Ok(KeeperHandle { commands, answers, view, checkpoint, ranges })
 }
 
+/// Bytes of all files in a folder and below.
+pub(crate) fn folder_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(file) if file.is_dir() => folder_bytes(&entry.path()),
+            Ok(file) => file.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
 /// A cap that the disk cannot hold is found out now rather than in the outage.
 fn warn_of_room(settings: &JournalSettings) {
     let Ok(disk) = rustix::fs::statvfs(&settings.path) else { return };
-    let (free, total) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
-    if total < settings.max_bytes {
+    let (free, used) = (disk.f_bavail * disk.f_frsize, folder_bytes(&settings.path));
+    if free + used < settings.max_bytes {
         tracing::warn!(
             max_bytes = settings.max_bytes,
-            disk_bytes = total,
-            "journal.max_bytes is more than the whole disk: the journal is full when the disk is"
-        );
-    } else if free < settings.max_bytes {
-        tracing::info!(
-            max_bytes = settings.max_bytes,
             free_bytes = free,
-            "the disk has less room than journal.max_bytes"
+            used_bytes = used,
+            "the disk has less room than journal.max_bytes: the journal will be full when the disk is"
         );
     }
 }
@@ -190,7 +192,6 @@ struct Keeper {
     state: State,
     answer: mpsc::Sender<Answer>,
     publish: watch::Sender<DiskView>,
-    last_commit: Duration,
 }
 
 impl Keeper {
@@ -211,9 +212,8 @@ impl Keeper {
 
     fn publish(&self) {
         let usage = self.journal.as_ref().map(Journal::usage);
-        let last_commit = self.last_commit;
         self.publish.send_if_modified(|view| {
-            let new = DiskView { usage: usage.unwrap_or(view.usage), last_commit };
+            let new = DiskView { usage: usage.unwrap_or(view.usage) };
             std::mem::replace(view, new) != new
         });
     }
@@ -230,11 +230,13 @@ impl Keeper {
                 self.tell(EdgeInput::Spilled { ticket, result });
             }
             Command::Load { topic, partition, ticket, offset, max_bytes } => {
-                let frames = self.load(&topic, partition, offset, max_bytes);
-                let damaged = frames.is_none();
+                let (frames, lost) = match self.load(&topic, partition, offset, max_bytes) {
+                    Ok(frames) => (Some(frames), None),
+                    Err(lost) => (None, Some(lost)),
+                };
                 self.tell(EdgeInput::Loaded { topic, partition, ticket, frames });
-                if damaged {
-                    self.tell_ranges();
+                if let Some(lost) = lost {
+                    self.tell_ranges(&lost);
                 }
             }
             Command::Trim { confirmed } => {
@@ -267,18 +269,20 @@ impl Keeper {
         let Some(journal) = &mut self.journal else {
             return Err(SpillError::Broken { reason: "the journal is being opened anew".to_owned() });
         };
+        if let Some(reason) = stale(journal, &frames) {
+            return Err(SpillError::Full { reason });
+        }
         let frames: Vec<_> = frames
             .into_iter()
-            .map(|SpillFrame { topic, partition, entries }| {
+            .map(|SpillFrame { topic, topic_id, partition, entries, .. }| {
                 let packed = Packed::new(&entries);
-                JournalFrame { topic, partition, packed }
+                JournalFrame { topic, topic_id, partition, packed }
             })
             .collect();
         let began = Instant::now();
         match journal.append(&frames) {
             Ok(()) => {
-                self.last_commit = began.elapsed();
-                metrics::histogram!("tombolo_journal_commit_seconds").record(self.last_commit.as_secs_f64());
+                metrics::histogram!("tombolo_journal_commit_seconds").record(began.elapsed().as_secs_f64());
                 Ok(())
             }
             Err(error @ JournalError::Full { .. }) => Err(SpillError::Full { reason: error.to_string() }),
@@ -289,35 +293,37 @@ impl Keeper {
         }
     }
 
+    /// Frames, or what damage has cost.
     fn load(
         &mut self,
         topic: &TopicName,
         partition: Partition,
         offset: Offset,
         max_bytes: usize,
-    ) -> Option<Vec<Packed>> {
-        match self.journal.as_mut()?.read(topic, partition, offset, max_bytes) {
-            Ok(frames) if !frames.is_empty() => Some(frames),
+    ) -> Result<Vec<Packed>, Vec<LostRange>> {
+        let Some(journal) = &mut self.journal else { return Err(Vec::new()) };
+        match journal.read(topic, partition, offset, max_bytes) {
+            Ok(frames) if !frames.is_empty() => Ok(frames),
             Ok(_) => {
                 tracing::error!(%topic, partition, offset, "the journal has lost frames; they are read from the source again");
-                None
+                Err(Vec::new())
             }
             Err(JournalError::Damaged { cause, lost }) => {
                 tracing::error!(cause, "the journal is damaged");
                 log_lost(&lost);
-                None
+                Err(lost)
             }
             Err(error) => {
                 self.broke(&error, "read");
-                None
+                Err(Vec::new())
             }
         }
     }
 
     /// What is left after damage.
-    fn tell_ranges(&self) {
+    fn tell_ranges(&self, lost: &[LostRange]) {
         if let Some(journal) = &self.journal {
-            self.tell(EdgeInput::JournalOpened { ranges: journal.ranges() });
+            self.tell(EdgeInput::JournalOpened { ranges: whole(journal.ranges(), lost) });
         }
     }
 
@@ -327,7 +333,7 @@ impl Keeper {
             Some(Err(JournalError::Damaged { cause, lost })) => {
                 tracing::error!(cause, "the journal is damaged");
                 log_lost(&lost);
-                self.tell_ranges();
+                self.tell_ranges(&lost);
             }
             Some(Err(error)) => self.broke(&error, what),
         }
@@ -346,7 +352,7 @@ impl Keeper {
                     log_lost(&lost);
                     tracing::info!("journal opened anew");
                     self.journal = Some(journal);
-                    return self.tell_ranges();
+                    return self.tell_ranges(&lost);
                 }
                 Err(error) => tracing::error!(%error, "the journal cannot be opened; tried again"),
             }
@@ -367,8 +373,16 @@ impl Keeper {
 
     fn compare(&mut self, output: EdgeOutput) {
         let EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset } = &output else { return };
-        let verdict =
-            self.journal.as_mut().and_then(|journal| evidence::compare(journal, topic, *partition, tail, *next_offset));
+        let compared =
+            self.journal.as_mut().map(|journal| evidence::compare(journal, topic, *partition, tail, *next_offset));
+        let verdict = match compared {
+            Some(Ok(verdict)) => verdict,
+            Some(Err(error)) => {
+                self.look(Some(Err(error)), "read");
+                None
+            }
+            None => None,
+        };
         let answer = match verdict {
             Some(verdict) => {
                 let (topic, partition, ticket) = (topic.clone(), *partition, *ticket);
@@ -379,6 +393,35 @@ impl Keeper {
         // Nobody listens when the process ends.
         drop(self.answer.blocking_send(answer));
     }
+}
+
+/// Why frames that were chosen before damage was found must not be kept: a frame that does not join starts a run of its
+/// own, and what is left of the one before would count as confirmed.
+fn stale(journal: &impl Journal, frames: &[SpillFrame]) -> Option<String> {
+    let ranges = journal.ranges();
+    let mut checked = BTreeSet::new();
+    for SpillFrame { topic, partition, after, .. } in frames {
+        let Some(after) = after.filter(|_| checked.insert((topic, *partition))) else { continue };
+        let range = ranges.binary_search_by(|range| (&range.topic, range.partition).cmp(&(topic, *partition)));
+        let end = range.ok().and_then(|at| ranges.get(at)).map(|range| range.next);
+        if end != Some(after) {
+            return Some(format!(
+                "{topic} partition {partition} was to go on at offset {after}, which damage has taken"
+            ));
+        }
+    }
+    None
+}
+
+/// Ranges that begin where they should: what damage has taken the beginning of is read again from there on.
+fn whole(mut ranges: Vec<JournalRange>, lost: &[LostRange]) -> Vec<JournalRange> {
+    ranges.retain(|range| {
+        let is_before = |lost: &LostRange| {
+            lost.topic == range.topic && lost.partition == range.partition && lost.next == Some(range.first)
+        };
+        !lost.iter().any(is_before)
+    });
+    ranges
 }
 
 pub(crate) fn log_lost(lost: &[LostRange]) {

@@ -87,7 +87,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), 
     let site = site::Site::new(&settings, tasks.clone(), source, source_events, keeper, published);
     let failed = tasks.stop_token().clone();
     let outcome = tokio::select! {
-        () = site.run(shutdown) => Ok(()),
+        ended = site.run(shutdown) => ended.map_err(RunError::Keeper),
         // Nobody else has stopped the group yet.
         () = failed.cancelled() => tasks.failure().map_or(Ok(()), |failure| Err(RunError::Task(failure))),
     };

@@ -1,7 +1,7 @@
 //! Time to loss: how long until the source deletes a record that is neither in the journal nor in the cloud.
 //!
 //! The first such record of a partition is `safe`, the offset after what journal and cloud have. The source deletes it by
-//! age (`retention.ms` after its timestamp, which is at least that of the last batch read) or by size (the log's start
+//! age (`retention.ms` after its timestamp, or after that of the last batch read where it was not read yet) or by size (the log's start
 //! follows its end at the rate at which it is written, `safe - log start` records ahead). While the journal takes what
 //! is read, all of that begins only when it is full. Sources delete whole segments, so all of these are lower bounds.
 
@@ -61,11 +61,10 @@ impl Loss {
         let before = std::mem::take(&mut self.partitions);
         self.left.clear();
         for (key, mut slope) in before {
-            let mirror = status.mirrors.iter().find(|mirror| mirror.topic == key.0);
-            let Some(mirror) = mirror else { continue };
-            let Some(partition) = mirror.partitions.iter().find(|partition| partition.partition == key.1) else {
-                continue;
-            };
+            let found = status.mirrors.binary_search_by(|mirror| mirror.topic.cmp(&key.0));
+            let Some(mirror) = found.ok().and_then(|at| status.mirrors.get(at)) else { continue };
+            let partition = usize::try_from(key.1).ok().and_then(|at| mirror.partitions.get(at));
+            let Some(partition) = partition else { continue };
             if let Some(end) = partition.source_high_watermark {
                 slope.observe(end as f64, seconds);
             }
@@ -136,7 +135,7 @@ fn safe(partition: &EdgePartitionStatus) -> Option<Offset> {
 /// When the source deletes the record after the last that was read, at the earliest.
 fn deleted_at(partition: &EdgePartitionStatus, retention: Duration) -> SystemTime {
     let written =
-        partition.last_timestamp.and_then(|ms| u64::try_from(ms).ok()).map_or(Duration::ZERO, Duration::from_millis);
+        partition.unsafe_timestamp.and_then(|ms| u64::try_from(ms).ok()).map_or(Duration::ZERO, Duration::from_millis);
     UNIX_EPOCH + written.saturating_add(retention)
 }
 
@@ -175,7 +174,7 @@ mod tests {
             rewinds: 0,
             journal: Some((900_000, end - behind)),
             source_log_start: Some(end - 360_000),
-            last_timestamp: Some(written),
+            unsafe_timestamp: Some(written),
             stuck: false,
         };
         EdgeStatus {

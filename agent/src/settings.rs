@@ -183,8 +183,8 @@ impl RawConfig {
         self.log.check()?;
         Ok(Settings {
             topics: TopicFilter::new(&self.topics.allow, &self.topics.deny)?,
+            journal: self.journal.check(folder, &self.memory)?,
             memory: self.memory.check()?,
-            journal: self.journal.check(folder)?,
             discovery_interval: self.discovery.check()?,
             source: source(&self.source)?,
             link: self.link.check(folder).map_err(|error| error.under("link"))?,
@@ -195,7 +195,7 @@ impl RawConfig {
 }
 
 impl RawMemory {
-    fn check(self) -> Result<MemorySettings, SettingsError> {
+    fn check(&self) -> Result<MemorySettings, SettingsError> {
         let size = |key: &str, size: ByteSize, least: usize, most: usize| {
             let bytes = size.as_usize();
             if (least..=most).contains(&bytes) {
@@ -217,7 +217,7 @@ impl RawMemory {
 }
 
 impl RawJournal {
-    fn check(self, folder: &Path) -> Result<JournalSettings, SettingsError> {
+    fn check(self, folder: &Path, memory: &RawMemory) -> Result<JournalSettings, SettingsError> {
         let segment_bytes = self.segment.as_usize() as u64;
         if !(4 << 20..=1 << 30).contains(&segment_bytes) {
             let problem = format!("{} is out of range", self.segment);
@@ -227,6 +227,16 @@ impl RawJournal {
         if max_bytes < 2 * segment_bytes {
             let problem = format!("{} is less than two segments of {}", self.max_bytes, self.segment);
             return Err(SettingsError::new("journal.max_bytes", problem, "at least twice journal.segment"));
+        }
+        let frame = memory.max_frame.as_usize() as u64;
+        if max_bytes < segment_bytes + 2 * frame {
+            let problem =
+                format!("{} leaves no room for frames of memory.max_frame {}", self.max_bytes, memory.max_frame);
+            return Err(SettingsError::new(
+                "journal.max_bytes",
+                problem,
+                "at least journal.segment + 2 x memory.max_frame",
+            ));
         }
         let spill_delay = self.spill_delay.duration();
         if !(Duration::from_millis(100)..=Duration::from_hours(1)).contains(&spill_delay) {

@@ -3,20 +3,22 @@
 //! Must never: wait for the link or the source with an event unread. What the link does not take at once stays queued
 //! here; reading stops before the queue grows.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tombolo_proto::edge::{EdgeConfig, EdgeEvent, EdgeInput, EdgeLink, EdgeOutput, EdgeStatus};
-use tombolo_proto::id::Time;
+use tombolo_proto::edge::{
+    Checkpoint, CheckpointPartition, EdgeConfig, EdgeEvent, EdgeInput, EdgeLink, EdgeOutput, EdgeStatus,
+};
+use tombolo_proto::id::{Offset, Partition, Time, TopicName};
 use tombolo_service::tasks::Tasks;
 
 use crate::carrier::{Control, LinkEvent, LinkSender, LinkStats};
 use crate::dial::{self, LinkSettings};
-use crate::keeper::{Answer, Command, DiskView, KeeperHandle};
+use crate::keeper::{Answer, Command, DiskView, KeeperError, KeeperHandle};
 use crate::loss::Loss;
 use crate::settings::Settings;
 use crate::source::{SourceCommand, SourceEvent, SourceHandle};
@@ -39,7 +41,8 @@ const CONTROL_QUEUE: usize = 4_096;
 enum Event {
     Link(LinkEvent),
     Source(SourceEvent),
-    Disk(Answer),
+    /// `None`: its thread has ended, which it never does by itself.
+    Disk(Option<Answer>),
     /// The disk's thread takes a command.
     DiskFree,
     /// The control stream takes a message.
@@ -69,7 +72,7 @@ pub(crate) struct Site {
     source_events: mpsc::Receiver<SourceEvent>,
     source: SourceHandle,
     keeper: KeeperHandle,
-    /// For the disk: no more than there are partitions, each asks for one thing at a time.
+    /// For the disk: one Spill, Trim and Save at most, and no more of the rest than there are partitions.
     for_disk: VecDeque<Command>,
     checkpoint_due: Instant,
     session: Option<Session>,
@@ -129,8 +132,8 @@ impl Site {
         }
     }
 
-    /// Runs until told to stop, and then until the gateway was told so.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Runs until told to stop, and then until the gateway was told so. Fails where the disk's thread has ended.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), KeeperError> {
         let mut publish = tokio::time::interval(PUBLISH_EVERY);
         publish.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let checkpoint = std::mem::take(&mut self.keeper.checkpoint);
@@ -138,12 +141,14 @@ impl Site {
         self.feed(EdgeInput::Restored { checkpoint, ranges }).await;
         loop {
             let event = self.select(&mut publish, &stop).await;
-            if let Event::Stop = event {
-                break;
+            match event {
+                Event::Stop => break,
+                Event::Disk(None) => return Err(KeeperError::Died),
+                event => self.apply(event).await,
             }
-            self.apply(event).await;
         }
         self.close(&mut publish).await;
+        Ok(())
     }
 
     async fn close(&mut self, publish: &mut tokio::time::Interval) {
@@ -166,15 +171,23 @@ impl Site {
         self.checkpoint(true);
         let (done, kept) = oneshot::channel();
         let commands = std::mem::take(&mut self.for_disk).into_iter().chain([Command::Close(done)]);
+        let KeeperHandle { commands: sender, answers, .. } = &mut self.keeper;
         let work = async {
-            for command in commands {
-                drop(self.keeper.commands.send(command).await);
-            }
-            // An answer that is on its way must not keep its sender waiting.
-            let answers = async { while self.keeper.answers.recv().await.is_some() {} };
+            let told = async {
+                for command in commands {
+                    drop(sender.send(command).await);
+                }
+                // It says nothing where the thread is gone.
+                drop(kept.await);
+            };
+            // Answers on their way must not keep the thread waiting.
+            let listen = async {
+                while answers.recv().await.is_some() {}
+                std::future::pending::<()>().await;
+            };
             tokio::select! {
-                _ = kept => {}
-                () = answers => {}
+                () = told => {}
+                () = listen => {}
             }
         };
         if timeout(KEEP_DEADLINE, work).await.is_err() {
@@ -182,9 +195,34 @@ impl Site {
         }
     }
 
+    /// One Save waits at most: a disk that hangs must not fill the memory.
+    fn for_disk_save(&mut self, checkpoint: Checkpoint) {
+        let waiting = self
+            .for_disk
+            .iter_mut()
+            .find_map(|command| if let Command::Save(save) = command { Some(save) } else { None });
+        let Some(waiting) = waiting else { return self.for_disk.push_back(Command::Save(checkpoint)) };
+        let before = std::mem::replace(waiting, checkpoint).partitions;
+        let key = |at: &CheckpointPartition| (at.topic.clone(), at.partition);
+        let newer: BTreeSet<_> = waiting.partitions.iter().map(key).collect();
+        waiting.partitions.extend(before.into_iter().filter(|at| !newer.contains(&key(at))));
+    }
+
+    /// One Trim waits at most.
+    fn for_disk_trim(&mut self, confirmed: Vec<(TopicName, Partition, Offset)>) {
+        let waiting = self
+            .for_disk
+            .iter_mut()
+            .find_map(|command| if let Command::Trim { confirmed } = command { Some(confirmed) } else { None });
+        let Some(waiting) = waiting else { return self.for_disk.push_back(Command::Trim { confirmed }) };
+        let all = std::mem::take(waiting).into_iter().chain(confirmed);
+        let latest: BTreeMap<_, _> = all.map(|(topic, partition, offset)| ((topic, partition), offset)).collect();
+        *waiting = latest.into_iter().map(|((topic, partition), offset)| (topic, partition, offset)).collect();
+    }
+
     fn checkpoint(&mut self, all: bool) {
         if let Some(checkpoint) = self.edge.take_checkpoint(all) {
-            self.for_disk.push_back(Command::Save(checkpoint));
+            self.for_disk_save(checkpoint);
         }
         if all {
             self.checkpoint_due = Instant::now() + CHECKPOINT_EVERY;
@@ -206,7 +244,7 @@ impl Site {
             _ = publish.tick() => Event::Publish,
             () = takes_more(control), if waiting > 0 => Event::ControlFree,
             Some(event) = self.link_events.recv(), if waiting < CONTROL_QUEUE => Event::Link(event),
-            Some(answer) = self.keeper.answers.recv() => Event::Disk(answer),
+            answer = self.keeper.answers.recv() => Event::Disk(answer),
             Ok(_) = self.keeper.commands.reserve(), if !self.for_disk.is_empty() => Event::DiskFree,
             Some(event) = self.source_events.recv() => Event::Source(event),
             () = wake_at(wake) => Event::Timeout,
@@ -239,10 +277,10 @@ impl Site {
                 }
                 self.publish();
             }
-            Event::Disk(Answer::Input(input)) => self.feed(input).await,
-            Event::Disk(Answer::NoEvidence(output)) => self.command(SourceCommand::Do(output)).await,
+            Event::Disk(Some(Answer::Input(input))) => self.feed(input).await,
+            Event::Disk(Some(Answer::NoEvidence(output))) => self.command(SourceCommand::Do(output)).await,
             // Done below and by the caller.
-            Event::ControlFree | Event::DiskFree | Event::Stop => {}
+            Event::ControlFree | Event::DiskFree | Event::Disk(None) | Event::Stop => {}
         }
         self.serve_link();
         self.serve_disk();
@@ -321,7 +359,11 @@ impl Site {
                 EdgeOutput::Load { topic, partition, ticket, offset, max_bytes } => {
                     self.for_disk.push_back(Command::Load { topic, partition, ticket, offset, max_bytes });
                 }
-                EdgeOutput::Trim { confirmed } => self.for_disk.push_back(Command::Trim { confirmed }),
+                EdgeOutput::Trim { confirmed } => {
+                    // What is let go of is known to be confirmed after a restart, too.
+                    self.checkpoint(true);
+                    self.for_disk_trim(confirmed);
+                }
                 EdgeOutput::Discard { partitions } => self.for_disk.push_back(Command::Discard { partitions }),
                 output @ EdgeOutput::CompareTail { .. } => self.for_disk.push_back(Command::Compare(output)),
                 output @ (EdgeOutput::Discover { .. }
@@ -378,8 +420,12 @@ impl Site {
         self.loss.observe(&status, disk.usage, SystemTime::now());
         status::record(&status, &self.view, disk, &self.loss);
         let acked = self.last_status.as_ref().map_or(0, |(last, ..)| last.confirmed_bytes);
-        metrics::counter!("tombolo_journal_written_bytes_total").absolute(disk.usage.written_bytes);
-        metrics::counter!("tombolo_journal_corrupt_segments_total").absolute(disk.usage.damaged_segments);
+        // Of the journal since it was opened: anew it begins at 0.
+        let before = self.last_status.as_ref().map_or_else(Default::default, |(_, _, before)| before.usage);
+        let added = |now: u64, before: u64| if now < before { now } else { now - before };
+        let (written, damaged) = (disk.usage.written_bytes, disk.usage.damaged_segments);
+        metrics::counter!("tombolo_journal_written_bytes_total").increment(added(written, before.written_bytes));
+        metrics::counter!("tombolo_journal_corrupt_segments_total").increment(added(damaged, before.damaged_segments));
         metrics::counter!("tombolo_acked_bytes_total").increment(status.confirmed_bytes - acked);
         let current = (status, self.view.clone(), disk);
         if self.last_status.as_ref() == Some(&current) {

@@ -173,6 +173,8 @@ enum Done {
 /// A partition that is to be read.
 struct Reading {
     fetch: u64,
+    /// Id of the topic that the offset is of, where the brokers tell one: not another's that has its name since.
+    topic_id: Option<TopicId>,
     cursor: Arc<Cursor>,
     paused: bool,
     /// The broker whose fetcher has it; `None` while its leader is looked for or a job has it.
@@ -274,7 +276,8 @@ impl Source {
         let fetched_before = self.partitions.get(key).map_or(0, |reading| reading.cursor.fetched_before());
         self.stop(key);
         let cursor = Arc::new(Cursor::new(offset, epoch, fetched_before));
-        let reading = Reading { fetch, cursor, paused: false, reader: None, in_doubt: false };
+        let topic_id = self.topics.get(&key.0).and_then(|topic| topic.topic_id);
+        let reading = Reading { fetch, topic_id, cursor, paused: false, reader: None, in_doubt: false };
         self.partitions.insert(key.clone(), reading);
         if !self.assign(key) {
             self.look();
@@ -311,6 +314,13 @@ impl Source {
             return true;
         }
         let Some(topic) = self.topics.get(&key.0) else { return false };
+        if let (Some(ours), Some(found)) = (reading.topic_id, topic.topic_id)
+            && ours != found
+        {
+            // The owner of the site hears of the other topic with this look, and decides.
+            return true;
+        }
+        reading.topic_id = topic.topic_id;
         let leader = usize::try_from(key.1).ok().and_then(|at| topic.leaders.get(at)).copied().flatten();
         let Some((broker, leader_epoch)) = leader else { return false };
         let assignment = Assignment {

@@ -157,6 +157,8 @@ struct Partition {
     /// Offsets in the journal that the cloud lacks: the first, and the one after the last.
     journal: Option<[i64; 2]>,
     source_log_start: Option<i64>,
+    /// It cannot be read on in the dark; the next session shows whether that matters.
+    stuck: bool,
     time_to_loss_s: Option<u64>,
 }
 
@@ -250,6 +252,7 @@ fn partition(status: &EdgePartitionStatus, time_to_loss: Option<Duration>) -> Pa
         rewinds: status.rewinds,
         journal: status.journal.map(|(first, next)| [first, next]),
         source_log_start: status.source_log_start,
+        stuck: status.stuck,
         time_to_loss_s: time_to_loss.map(|left| left.as_secs()),
     }
 }
@@ -308,7 +311,7 @@ mod tests {
                     rewinds: 0,
                     journal: Some((40, 45)),
                     source_log_start: Some(3),
-                    last_timestamp: None,
+                    unsafe_timestamp: None,
                     stuck: false,
                 }],
             }],

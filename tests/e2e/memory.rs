@@ -32,11 +32,15 @@ async fn memory_stays_within_the_settings_whatever_the_link_does() {
     let start = Instant::now();
     let way = Way { rate: Some(50_000_000), delay: Duration::from_millis(20), ..Way::CLEAN };
     let profile = Profile { up: way, down: way, seed: 1 };
-    let mut rig = Rig::start(&source, &cloud, RigSpec::new(&topics).profile(profile)).await;
+    // A journal that is full soon, so that the window fills up as well.
+    let spec = RigSpec::new(&topics).profile(profile);
+    let spec = spec.agent("journal.segment", "4 MiB").agent("journal.max_bytes", "16 MiB");
+    let mut rig = Rig::start(&source, &cloud, spec).await;
     // Two thousand partitions are looked at while their brokers are busy; the cloud broker is stopped for a while.
     for daemon in [&mut rig.agent, &mut rig.gateway] {
         daemon.allow("WARN");
     }
+    rig.agent.allow("the journal takes nothing");
     wait_until_active(&rig, &topics).await;
     tell("partitions live", 2_000, start);
 
@@ -46,7 +50,7 @@ async fn memory_stays_within_the_settings_whatever_the_link_does() {
         workload = workload.topic(topic, PARTITIONS);
     }
     let written = workload.produce(&source.client_config(), RECORDS).await.acknowledged();
-    let full = 12.0 * 1024.0 * 1024.0;
+    let full = 10.0 * 1024.0 * 1024.0;
     until("the agent's window is full", DEADLINE, async || {
         let held = rig.agent.metric("tombolo_window_bytes").await;
         if held > full { Ok(()) } else { Err(format!("{held} bytes")) }

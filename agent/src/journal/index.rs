@@ -36,6 +36,8 @@ pub(super) struct Piece {
 #[derive(Debug)]
 struct Chain {
     run: u64,
+    /// The topic's id; 0 where it was not known.
+    topic_id: u128,
     start: Offset,
     /// First offset that is of interest; within or before the first piece.
     trimmed: Offset,
@@ -101,16 +103,17 @@ impl Index {
     /// What is to be written to `segment` for these frames.
     pub(super) fn plan<'a>(&self, segment: u64, frames: &'a [JournalFrame]) -> Plan<'a> {
         let mut plan = Plan { segment, next_run: self.next_run, entries: Vec::new(), rows: BTreeMap::new() };
-        for JournalFrame { topic, partition, packed } in frames {
+        for JournalFrame { topic, topic_id, partition, packed } in frames {
+            let topic_id = topic_id.map_or(0, u128::from_be_bytes);
             let key = (topic.clone(), *partition);
             let known = plan.rows.get(&key).copied();
             let end = known.or_else(|| self.chains.get(&key).map(|chain| chain.open_row(segment)));
-            let joined = end.filter(|row| row.next == packed.first_offset);
+            let joined = end.filter(|row| row.next == packed.first_offset && row.topic_id == topic_id);
             let mut row = joined.unwrap_or_else(|| {
                 let run = plan.next_run;
                 plan.next_run += 1;
                 let first = packed.first_offset;
-                RangeRow { run, start: first, first, next: first, last_epoch: -1, bytes: 0 }
+                RangeRow { run, topic_id, start: first, first, next: first, last_epoch: -1, bytes: 0 }
             });
             row.next = packed.next_offset;
             row.bytes += packed.body_bytes() as u64;
@@ -179,7 +182,15 @@ impl Index {
             chain.pieces.iter().filter(|piece| segments.contains(&piece.segment)).copied().collect();
         let (head, last) = (pieces.first()?, pieces.last()?);
         let first = head.first.max(chain.trimmed);
-        let row = RangeRow { run: chain.run, start: chain.start, first, next: last.next, last_epoch: -1, bytes: 0 };
+        let row = RangeRow {
+            run: chain.run,
+            topic_id: chain.topic_id,
+            start: chain.start,
+            first,
+            next: last.next,
+            last_epoch: -1,
+            bytes: 0,
+        };
         Some((row, pieces))
     }
 
@@ -207,6 +218,7 @@ impl Index {
             let last = chain.visible().last()?;
             Some(JournalRange {
                 topic: topic.clone(),
+                topic_id: (chain.topic_id != 0).then(|| chain.topic_id.to_be_bytes()),
                 partition: *partition,
                 first: chain.trimmed,
                 next: last.next,
@@ -249,7 +261,13 @@ impl Plan<'_> {
 
 impl Chain {
     fn new(segment: u64, row: RangeRow) -> Self {
-        let chain = Self { run: row.run, start: row.start, trimmed: row.first, pieces: VecDeque::new() };
+        let chain = Self {
+            run: row.run,
+            topic_id: row.topic_id,
+            start: row.start,
+            trimmed: row.first,
+            pieces: VecDeque::new(),
+        };
         chain.extended(segment, row)
     }
 
@@ -288,14 +306,14 @@ impl Chain {
 
     /// The row of this partition in `segment`, if frames are appended there that join; an empty one where there is none.
     fn open_row(&self, segment: u64) -> RangeRow {
-        let (run, start) = (self.run, self.start);
+        let (run, topic_id, start) = (self.run, self.topic_id, self.start);
         match self.visible().last() {
             Some(&Piece { segment: last, first, next, bytes, last_epoch }) if last == segment => {
-                RangeRow { run, start, first, next, last_epoch, bytes }
+                RangeRow { run, topic_id, start, first, next, last_epoch, bytes }
             }
             last => {
                 let (next, last_epoch) = last.map_or((self.trimmed, -1), |piece| (piece.next, piece.last_epoch));
-                RangeRow { run, start, first: next, next, last_epoch, bytes: 0 }
+                RangeRow { run, topic_id, start, first: next, next, last_epoch, bytes: 0 }
             }
         }
     }

@@ -29,6 +29,7 @@ pub struct MemoryJournal {
 /// Joined frames of one partition; never empty.
 #[derive(Debug, Clone)]
 struct Run {
+    topic_id: Option<[u8; 16]>,
     frames: VecDeque<Packed>,
     trimmed: Offset,
     last_epoch: i32,
@@ -108,10 +109,10 @@ impl Journal for MemoryJournal {
         } else if self.synced.is_none() {
             self.synced = Some(self.runs.clone());
         }
-        for JournalFrame { topic, partition, packed } in frames {
-            let run = self.runs.entry((topic.clone(), *partition)).or_insert_with(|| Run::new(packed));
-            if run.next() != packed.first_offset {
-                *run = Run::new(packed);
+        for JournalFrame { topic, topic_id, partition, packed } in frames {
+            let run = self.runs.entry((topic.clone(), *partition)).or_insert_with(|| Run::new(*topic_id, packed));
+            if run.next() != packed.first_offset || run.topic_id != *topic_id {
+                *run = Run::new(*topic_id, packed);
             }
             run.push(packed.clone());
         }
@@ -168,6 +169,7 @@ impl Journal for MemoryJournal {
     fn ranges(&self) -> Vec<JournalRange> {
         let range = |((topic, partition), run): (&(TopicName, Partition), &Run)| JournalRange {
             topic: topic.clone(),
+            topic_id: run.topic_id,
             partition: *partition,
             first: run.first(),
             next: run.next(),
@@ -191,8 +193,8 @@ impl Journal for MemoryJournal {
 
 impl Run {
     /// A run that begins with `packed`, which is yet to be pushed.
-    fn new(packed: &Packed) -> Self {
-        Self { frames: VecDeque::new(), trimmed: packed.first_offset, last_epoch: -1 }
+    fn new(topic_id: Option<[u8; 16]>, packed: &Packed) -> Self {
+        Self { topic_id, frames: VecDeque::new(), trimmed: packed.first_offset, last_epoch: -1 }
     }
 
     fn first(&self) -> Offset {

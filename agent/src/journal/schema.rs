@@ -30,13 +30,15 @@ pub(super) const RANGES: TableDefinition<'static, (&str, Partition), RangeTuple>
 const ROWS: [usize; 4] = [32_500, 16_200, 8_000, 3_900];
 
 /// [`RangeRow`] as redb has it.
-pub(super) type RangeTuple = (u64, Offset, Offset, Offset, i32, u64);
+pub(super) type RangeTuple = (u64, u128, Offset, Offset, Offset, i32, u64);
 
 /// What a segment holds of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RangeRow {
     /// Number of the run. Later runs of a partition have higher numbers.
     pub(super) run: u64,
+    /// The topic's id; 0 where it was not known.
+    pub(super) topic_id: u128,
     /// Offset that the run began with, here or in an earlier segment.
     pub(super) start: Offset,
     /// First offset in this segment.
@@ -51,12 +53,12 @@ pub(super) struct RangeRow {
 
 impl RangeRow {
     pub(super) fn to_tuple(self) -> RangeTuple {
-        (self.run, self.start, self.first, self.next, self.last_epoch, self.bytes)
+        (self.run, self.topic_id, self.start, self.first, self.next, self.last_epoch, self.bytes)
     }
 
     /// `None` where the offsets cannot be.
-    pub(super) fn from_tuple((run, start, first, next, last_epoch, bytes): RangeTuple) -> Option<Self> {
-        (start <= first && first < next).then_some(Self { run, start, first, next, last_epoch, bytes })
+    pub(super) fn from_tuple((run, topic_id, start, first, next, last_epoch, bytes): RangeTuple) -> Option<Self> {
+        (start <= first && first < next).then_some(Self { run, topic_id, start, first, next, last_epoch, bytes })
     }
 }
 

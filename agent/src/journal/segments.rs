@@ -159,7 +159,8 @@ impl<D: Disk> SegmentJournal<D> {
         let lost = self.index.settle(&self.damaged.keys().copied().collect());
         let newest = self.sealed.last_key_value().map(|(number, length)| (*number, *length));
         let small = newest.filter(|(_, length)| *length <= self.limits.segment_bytes / 2);
-        self.resumable = small.map(|(number, _)| number).filter(|_| failures.is_empty());
+        // Behind damage the newest may hold hidden frames, which others will take the place of.
+        self.resumable = small.map(|(number, _)| number).filter(|_| self.damaged.is_empty());
         self.remove_dead()?;
         Ok(lost)
     }

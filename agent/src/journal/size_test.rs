@@ -36,7 +36,12 @@ fn frame(partition: i32, next: &mut i64, batch_bytes: usize, target: usize) -> J
         entries.push(Entry::Batch(batch(*next, batch_bytes)));
         *next += 1;
     }
-    JournalFrame { topic: topic("plant.line-3.measurements"), partition, packed: Packed::new(&entries) }
+    JournalFrame {
+        topic: topic("plant.line-3.measurements"),
+        topic_id: Some([9; 16]),
+        partition,
+        packed: Packed::new(&entries),
+    }
 }
 
 fn file_lengths(folder: &Path) -> Vec<u64> {

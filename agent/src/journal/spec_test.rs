@@ -49,7 +49,7 @@ pub(super) fn sized(name: &str, partition: Partition, first: Offset, count: i64,
         tail: vec![tail],
         last_epoch: i32::try_from(first % 7).expect("small") - 1,
     };
-    JournalFrame { topic: topic(name), partition, packed }
+    JournalFrame { topic: topic(name), topic_id: None, partition, packed }
 }
 
 /// The same frame with its body in one piece: how pieces are cut is no part of the contract.

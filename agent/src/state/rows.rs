@@ -22,14 +22,20 @@ pub(super) struct MirrorRow {
     partitions: Partition,
     #[prost(message, repeated, tag = "4")]
     configs: Vec<TopicConfig>,
+    #[prost(bool, tag = "5")]
+    failed: bool,
+    #[prost(bool, tag = "6")]
+    settled: bool,
 }
 
 impl MirrorRow {
     pub(super) fn of(mirror: &CheckpointMirror) -> Self {
-        let CheckpointMirror { topic_id, paused, partitions, configs, .. } = mirror;
+        let CheckpointMirror { topic_id, paused, failed, settled, partitions, configs, .. } = mirror;
         Self {
             topic_id: topic_id.map(|id| id.to_vec()),
             paused: *paused,
+            failed: *failed,
+            settled: *settled,
             partitions: *partitions,
             configs: configs.clone(),
         }
@@ -39,8 +45,8 @@ impl MirrorRow {
     pub(super) fn mirror(self, topic: TopicName) -> Option<CheckpointMirror> {
         let topic_id = self.topic_id.map(|id| id.try_into().ok());
         let topic_id = if let Some(id) = topic_id { Some(id?) } else { None };
-        let Self { paused, partitions, configs, .. } = self;
-        Some(CheckpointMirror { topic, topic_id, paused, partitions, configs })
+        let Self { paused, failed, settled, partitions, configs, .. } = self;
+        Some(CheckpointMirror { topic, topic_id, paused, failed, settled, partitions, configs })
     }
 }
 

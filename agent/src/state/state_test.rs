@@ -14,7 +14,15 @@ fn topic(name: &str) -> TopicName {
 
 fn mirror(name: &str) -> CheckpointMirror {
     let configs = vec![TopicConfig { name: "retention.ms".to_owned(), value: "1000".to_owned() }];
-    CheckpointMirror { topic: topic(name), topic_id: Some([7; 16]), paused: false, partitions: 3, configs }
+    CheckpointMirror {
+        topic: topic(name),
+        topic_id: Some([7; 16]),
+        paused: false,
+        failed: false,
+        settled: true,
+        partitions: 3,
+        configs,
+    }
 }
 
 fn partition(name: &str, partition: Partition, confirmed: i64) -> CheckpointPartition {

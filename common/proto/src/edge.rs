@@ -81,9 +81,11 @@ pub struct Retention {
 pub struct JournalRange {
     /// The source topic.
     pub topic: TopicName,
+    /// The topic's id when its frames were written, where it was known.
+    pub topic_id: Option<[u8; 16]>,
     /// The partition.
     pub partition: Partition,
-    /// First offset that can be read.
+    /// First offset that can be read; it may lie inside a frame, and `bytes` is an estimate then.
     pub first: Offset,
     /// Offset after the last.
     pub next: Offset,
@@ -98,8 +100,12 @@ pub struct JournalRange {
 pub struct SpillFrame {
     /// The source topic.
     pub topic: TopicName,
+    /// Its id at the source, where the brokers tell one: frames of a topic that was made anew are not the old one's.
+    pub topic_id: Option<[u8; 16]>,
     /// The partition.
     pub partition: Partition,
+    /// End of what the journal holds of the partition, which the frame joins; `None` where it begins a run.
+    pub after: Option<Offset>,
     /// At least one batch, joined.
     pub entries: Vec<Entry>,
 }

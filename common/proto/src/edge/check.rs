@@ -3,7 +3,7 @@
 use crate::batch::Batch;
 use crate::failure::{Failure, FailureCode};
 use crate::frame::Entry;
-use crate::id::Partition;
+use crate::id::{Offset, Partition};
 
 /// Checks one batch, its CRC included. `max_bytes` is the largest batch a frame can carry.
 pub fn check_batch(partition: Partition, batch: &Batch, max_bytes: usize) -> Result<(), Failure> {
@@ -34,18 +34,22 @@ pub fn check_batch(partition: Partition, batch: &Batch, max_bytes: usize) -> Res
         return refuse(FailureCode::UnsupportedGap, detail);
     }
     if Entry::batch_bytes(batch) > max_bytes {
-        return Err(too_large(partition, batch, max_bytes));
+        return Err(too_large(partition, (offset, batch.next_offset()), batch.len(), max_bytes));
     }
     Ok(())
 }
 
 /// The failure of a batch that no frame carries.
-pub(super) fn too_large(partition: Partition, batch: &Batch, max_bytes: usize) -> Failure {
+pub(super) fn too_large(
+    partition: Partition,
+    (offset, next_offset): (Offset, Offset),
+    bytes: usize,
+    max_bytes: usize,
+) -> Failure {
     let detail = format!(
-        "the batch has {} bytes, the largest frame takes {max_bytes}: raise memory.max_frame on both sides",
-        batch.len()
+        "the batch has {bytes} bytes, the largest frame takes {max_bytes}: raise memory.max_frame on both sides"
     );
-    Failure::at(FailureCode::BatchTooLarge, partition, batch.base_offset(), detail).until(batch.next_offset())
+    Failure::at(FailureCode::BatchTooLarge, partition, offset, detail).until(next_offset)
 }
 
 #[cfg(test)]

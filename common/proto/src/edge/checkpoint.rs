@@ -27,6 +27,10 @@ pub struct CheckpointMirror {
     pub topic_id: Option<[u8; 16]>,
     /// Whether the operator has paused it.
     pub paused: bool,
+    /// Whether it is FAILED: not read in the dark.
+    pub failed: bool,
+    /// Whether its partitions were told a position, or begin at 0: a new one is read in the dark.
+    pub settled: bool,
     /// Partitions of the source topic; 0 where it was not seen yet.
     pub partitions: Partition,
     /// Its configs that are not the default.

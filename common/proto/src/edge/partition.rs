@@ -111,8 +111,8 @@ pub(super) struct EdgePartition {
     pub(super) unverified: bool,
     /// Times the cloud came back without what it had confirmed, over all sessions.
     pub(super) rewinds: u64,
-    /// Reading it failed in the dark: only a position tells whether that matters.
-    pub(super) stuck: bool,
+    /// Reading it failed in the dark: a position will tell whether that matters. It is tried again after so many looks.
+    pub(super) stuck: Option<u32>,
     /// Changed since the last checkpoint.
     pub(super) dirty: bool,
     /// The journal has not been told how far it may let go.
@@ -124,6 +124,8 @@ pub(super) struct EdgePartition {
     progress: Option<EdgeProgress>,
     journal: Option<(Offset, Offset)>,
     journal_epoch: i32,
+    /// Where the journal ended when it was let go of, and the source's epoch of its last batch.
+    left_behind: Option<(Offset, i32)>,
     /// Being written to the journal, up to here.
     spilling: Option<Offset>,
     flight: VecDeque<Sent>,
@@ -151,7 +153,7 @@ impl EdgePartition {
             queued: false,
             unverified: false,
             rewinds: 0,
-            stuck: false,
+            stuck: None,
             dirty: false,
             untrimmed: false,
             in_loads: false,
@@ -159,6 +161,7 @@ impl EdgePartition {
             progress: None,
             journal: None,
             journal_epoch: -1,
+            left_behind: None,
             spilling: None,
             flight: VecDeque::new(),
             in_flight_bytes: 0,
@@ -199,9 +202,12 @@ impl EdgePartition {
         self.journal
     }
 
-    /// Timestamp of the last batch fetched, in ms since 1970.
-    pub(super) fn last_timestamp(&self) -> Option<i64> {
-        self.last_timestamp
+    /// Timestamp of the first batch that is neither confirmed nor in the journal, in ms since 1970; of the last one fetched
+    /// where all of them are.
+    pub(super) fn unsafe_timestamp(&self) -> Option<i64> {
+        let end = self.durable_end()?;
+        let first = self.held().find(|held| held.batch.base_offset() >= end);
+        first.map(|held| held.batch.base_timestamp()).or(self.last_timestamp)
     }
 
     /// What is remembered of what the cloud confirmed, and the source's epoch of its last batch.
@@ -257,12 +263,25 @@ impl EdgePartition {
         self.progress = Some(EdgeProgress::at(offset));
     }
 
+    /// Another topic has the name: nothing that is known of the old one counts.
+    pub(super) fn begin_anew(&mut self) {
+        self.start(0);
+        self.shipped.clear();
+        self.shipped_epoch = -1;
+        self.left_behind = None;
+        self.dirty = true;
+    }
+
     /// Leader epoch of the record before `fetched`, where it is known.
     pub(super) fn fetched_epoch(&self) -> Option<i32> {
         let epoch = if let Some(held) = self.window.back() {
             held.batch.leader_epoch()
         } else if self.journal.is_some_and(|(_, next)| Some(next) == self.progress.map(|progress| progress.fetched)) {
             self.journal_epoch
+        } else if let Some((_, epoch)) =
+            self.left_behind.filter(|&(end, _)| Some(end) == self.progress.map(|progress| progress.fetched))
+        {
+            epoch
         } else if self.progress.is_some_and(|progress| self.shipped_end() == Some(progress.fetched)) {
             self.shipped_epoch
         } else {
@@ -314,7 +333,7 @@ impl EdgePartition {
     /// journal's part is to be discarded and fetching to start anew at [`EdgeProgress::fetched`].
     pub(super) fn place(&mut self, run: u32, next_offset: Offset) -> bool {
         debug_assert!(self.flight.is_empty(), "unsend comes first");
-        self.stuck = false;
+        self.stuck = None;
         self.dirty = true;
         self.untrimmed = true;
         let goes_on = self.goes_on_at(next_offset);
@@ -358,7 +377,7 @@ impl EdgePartition {
         let (confirmed, shipped) = (self.progress.map(|progress| progress.confirmed), self.shipped());
         let journal = self.journal.map(|(first, next)| (first, next, self.journal_epoch));
         self.progress = None;
-        let confirmed = journal.and(confirmed);
+        let confirmed = confirmed.filter(|_| journal.is_some() || self.spilling.is_some());
         self.restore(confirmed, shipped, journal);
         bytes
     }
@@ -477,9 +496,13 @@ impl EdgePartition {
         entries
     }
 
-    /// The next batch of the window, if that is what is sent next.
-    pub(super) fn next_batch(&self) -> Option<&Batch> {
-        if self.next() == Next::Window { self.window.front().map(|held| &held.batch) } else { None }
+    /// Offsets of what is sent next and cannot be made smaller: a batch of the window, or a frame of the journal.
+    pub(super) fn next_offsets(&self) -> Option<(Offset, Offset)> {
+        match self.next() {
+            Next::Drain => self.drain.front().map(|packed| (packed.first_offset, packed.next_offset)),
+            Next::Window => self.window.front().map(|held| (held.batch.base_offset(), held.batch.next_offset())),
+            Next::Load | Next::Nothing => None,
+        }
     }
 
     /// Least credit that the next frame takes.

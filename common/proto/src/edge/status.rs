@@ -69,8 +69,9 @@ pub struct EdgePartitionStatus {
     pub journal: Option<(Offset, Offset)>,
     /// First offset that the source still has, once something was fetched.
     pub source_log_start: Option<Offset>,
-    /// Timestamp of the last batch fetched, in ms since 1970.
-    pub last_timestamp: Option<i64>,
+    /// Timestamp in ms since 1970 of the first batch that is neither in the journal nor in the cloud; where all that was
+    /// fetched is safe, of the last one fetched: the next is no older.
+    pub unsafe_timestamp: Option<i64>,
     /// Reading it failed in the dark; the next session shows whether that matters.
     pub stuck: bool,
 }

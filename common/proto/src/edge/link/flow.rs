@@ -14,6 +14,8 @@ use crate::wire::{EdgeBody, PartitionOffset, Placed, Position, Positions, TailBa
 
 /// How often the source's high watermarks are told to the gateway.
 pub(super) const POSITIONS_EVERY: Time = Time::from_secs(1);
+/// Looks at the source before a partition that could not be read in the dark is tried again.
+const STUCK_LOOKS: u32 = 30;
 
 impl EdgeLink {
     /// The next frame to send, chosen now; `None` until more is fetched, confirmed or placed.
@@ -34,10 +36,10 @@ impl EdgeLink {
                 continue;
             }
             // The gateway's largest frame may be smaller than ours, by which the batch was checked.
-            if let Some(batch) = partition.next_batch()
+            if let Some(offsets) = partition.next_offsets()
                 && partition.next_bytes() > open.max_frame_bytes
             {
-                let failure = too_large(key.1, batch, open.max_frame_bytes);
+                let failure = too_large(key.1, offsets, partition.next_bytes(), open.max_frame_bytes);
                 self.fail(&key.0, failure, false);
                 continue;
             }
@@ -74,25 +76,43 @@ impl EdgeLink {
         let Some(partition) = mirror.partition(number) else {
             return Err(format!("a position of {topic} partition {number}, which does not exist"));
         };
-        let &Position { run, next_offset, ref tail, rewind, .. } = position;
+        let run = position.run;
         if run <= partition.last_run {
             return Err(format!("{topic} partition {number}: run {run} after run {}", partition.last_run));
         }
         partition.last_run = run;
+        mirror.undecided.retain(|waiting| waiting.partition != number);
+        self.take_position(topic, position);
+        self.decided(topic);
+        Ok(())
+    }
+
+    fn take_position(&mut self, topic: &TopicName, position: &Position) {
+        let &Position { partition: number, run, next_offset, ref tail, rewind, .. } = position;
+        let Some(mirror) = self.mirrors.get_mut(topic) else { return };
+        let Some(partition) = mirror.partition(number) else { return };
         // A cloud that lost its tail between two sessions cannot know what it had confirmed: we do.
         let confirmed = partition.progress().map_or(0, |progress| progress.confirmed);
         let lost = rewind || next_offset < confirmed;
         partition.rewinds += u64::from(lost);
+        self.lists_changed |= !mirror.settled;
         mirror.settled = true;
-        match mirror.replaced {
-            Some(_) if next_offset == 0 && confirmed > 0 => self.adopt_replacement(topic),
-            // The mirror holds the old topic's records, and we nothing to add to them.
-            Some(_) if mirror.ending.is_none() && next_offset > 0 => {
-                self.fail(topic, replaced(), false);
-                return Ok(());
+        mirror.resting = false;
+        if mirror.replaced.is_some() {
+            let ours = mirror.partitions.iter().filter_map(EdgePartition::progress).any(|at| at.confirmed > 0);
+            match (next_offset, confirmed) {
+                (0, 1..) => self.adopt_replacement(topic),
+                // Empty, as it always was: a partition that was not will show whose the mirror is.
+                (0, _) if ours && !mirror.is_old => {
+                    mirror.undecided.push(position.clone());
+                    return;
+                }
+                (0, _) if mirror.ending.is_none() => self.adopt_replacement(topic),
+                (0, _) => {}
+                // The mirror holds the old topic's records, and we nothing to add to them.
+                _ if mirror.ending.is_none() => return self.fail(topic, replaced(), false),
+                _ => mirror.is_old = true,
             }
-            Some(_) if mirror.ending.is_none() => self.adopt_replacement(topic),
-            Some(_) | None => {}
         }
         self.next_ticket += 1;
         let ticket = self.next_ticket;
@@ -104,7 +124,7 @@ impl EdgeLink {
             // source lost its tail and wrote another; before a new one the source itself is asked.
             (partition.recall(tail, next_offset), next_offset == 0 || partition.goes_on_at(next_offset))
         });
-        let Some((recall, memory_will_do)) = found else { return Ok(()) };
+        let Some((recall, memory_will_do)) = found else { return };
         if lost {
             let event = EdgeEvent::Rewound { topic: topic.clone(), partition: number, next_offset };
             self.outputs.push_back(EdgeOutput::Event(event));
@@ -117,7 +137,14 @@ impl EdgeLink {
                 self.outputs.push_back(EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset });
             }
         }
-        Ok(())
+    }
+
+    /// Goes on with positions that had to wait until it was known which topic the mirror is of.
+    fn decided(&mut self, topic: &TopicName) {
+        let Some(mirror) = self.mirrors.get_mut(topic).filter(|at| at.replaced.is_none() || at.is_old) else { return };
+        for position in std::mem::take(&mut mirror.undecided) {
+            self.take_position(topic, &position);
+        }
     }
 
     pub(super) fn tail_compared(&mut self, topic: &TopicName, partition: Partition, answered: u64, verdict: Verdict) {
@@ -216,16 +243,17 @@ impl EdgeLink {
         };
         let Some(partition) = mirror.partitions.iter().find(|partition| is_current(partition)) else { return };
         let key = (topic.clone(), partition.partition());
-        if matches!(partition.placement, Placement::None) && !self.is_open() {
-            // From where an old checkpoint left off, perhaps: the gateway will say where to go on.
-            self.with(&key, |partition| {
-                partition.stuck = true;
-                partition.fetching = Fetching::Off;
-            });
-            self.throttled.remove(&key);
+        if matches!(partition.placement, Placement::Placed { .. }) {
+            return self.end(topic, failure);
+        }
+        // From where an old checkpoint left off, perhaps: the gateway will say where to go on.
+        let stuck_before = self.with(&key, |partition| {
+            partition.fetching = Fetching::Off;
+            partition.stuck.replace(STUCK_LOOKS).is_some()
+        });
+        self.throttled.remove(&key);
+        if stuck_before == Some(false) {
             self.outputs.push_back(EdgeOutput::Event(EdgeEvent::Stuck { topic: key.0, failure }));
-        } else {
-            self.end(topic, failure);
         }
     }
 
@@ -312,6 +340,7 @@ impl EdgeLink {
             return;
         }
         open.positions_due = now + POSITIONS_EVERY;
+        open.impatient = now >= open.patience;
         let mut entries = Vec::new();
         for mirror in self.mirrors.values_mut() {
             let Some(MirrorId(id)) = mirror.id else { continue };
@@ -329,6 +358,12 @@ impl EdgeLink {
         }
         self.trim();
     }
+}
+
+/// Whether the partition has used up its share of the credit: what is read for it from the journal would only lie there.
+pub(super) fn is_blocked(credit: &Pool, partition: &EdgePartition) -> bool {
+    let own = partition.in_flight_bytes();
+    own > 0 && !credit.admits(own)
 }
 
 /// Whether the partition may send its next batch: its share of the credit, less the reserve of one largest frame that

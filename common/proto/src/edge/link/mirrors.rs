@@ -21,6 +21,7 @@ impl EdgeLink {
         let was_paused = matches!(mirror.phase, Phase::Paused);
         if told.paused {
             mirror.phase = Phase::Paused;
+            mirror.undecided.clear();
             self.release_owed(&topic);
             self.stop_partitions(&topic, |partition| {
                 partition.pause();
@@ -116,6 +117,7 @@ impl EdgeLink {
             self.lists_changed |= mirror.topic_id != found.topic_id || mirror.shape != shape;
             mirror.topic_id = found.topic_id;
             mirror.shape = shape;
+            mirror.retention = found.retention;
             mirror.grow(found.partitions);
         }
         self.take_source(topic, &source);
@@ -150,10 +152,9 @@ impl EdgeLink {
         mirror.replaced = Some(new);
         let held = Partition::try_from(mirror.partitions.len()).unwrap_or(MAX_PARTITIONS);
         found.partitions = found.partitions.max(held);
+        mirror.grow(found.partitions);
         if unshipped {
             self.end(topic, replaced());
-        } else {
-            mirror.grow(found.partitions);
         }
         self.take_source(topic, &Ok(found));
     }
@@ -169,7 +170,7 @@ impl EdgeLink {
         for key in self.keys_of(topic) {
             self.with(&key, |partition| {
                 let placement = partition.placement;
-                partition.start(0);
+                partition.begin_anew();
                 partition.placement = placement;
             });
         }
@@ -242,6 +243,8 @@ impl EdgeLink {
             return;
         }
         mirror.phase = Phase::Failed(failure.clone());
+        self.lists_changed = true;
+        mirror.undecided.clear();
         mirror.ending = None;
         let id = mirror.id;
         let in_flight = mirror.partitions.iter().map(EdgePartition::in_flight_bytes).sum();

@@ -1,9 +1,9 @@
 //! What of a partition goes to the journal, and how it comes back.
 
 use super::{EdgePartition, Held, Placement, SentWhat};
-use crate::frame::{Entry, Packed};
+use crate::frame::{Entry, FrameLimits, Packed};
 use crate::id::{Offset, Time};
-use crate::limits::MAX_FRAME_ENTRIES;
+use crate::limits::{MAX_FRAME_BYTES, MAX_FRAME_ENTRIES};
 use crate::progress::EdgeProgress;
 use crate::wire::TailBatch;
 
@@ -15,7 +15,10 @@ impl EdgePartition {
         shipped: (Vec<TailBatch>, i32),
         journal: Option<(Offset, Offset, i32)>,
     ) {
+        // What is being written is in the journal soon, and kept like the rest.
+        let spilling = self.spilling;
         self.forget_memory();
+        self.spilling = spilling;
         (self.shipped, self.shipped_epoch) = (shipped.0.into(), shipped.1);
         // The journal lets go of confirmed offsets only: a checkpoint below its start is an old one.
         let confirmed = match (confirmed, journal) {
@@ -31,6 +34,28 @@ impl EdgePartition {
         self.progress = Some(EdgeProgress { confirmed, sent: confirmed, fetched });
     }
 
+    /// Goes on with a journal that was opened anew and holds this now, where memory joins it. Returns false where not.
+    pub(in crate::edge) fn rejoin(&mut self, journal: Option<(Offset, Offset, i32)>) -> bool {
+        let (Some(progress), Some(start), None) = (self.progress, self.window_start(), self.spilling) else {
+            return false;
+        };
+        let confirmed = progress.confirmed;
+        let live = journal.filter(|&(first, next, _)| first <= confirmed && confirmed < next);
+        let joins = live.map_or(start == confirmed, |(_, next, _)| start <= next && next <= progress.fetched);
+        if joins && self.flight.is_empty() {
+            self.journal = live.map(|(first, next, _)| (first, next));
+            self.journal_epoch = live.map_or(-1, |(_, _, epoch)| epoch);
+        }
+        joins && self.flight.is_empty()
+    }
+
+    /// The journal was told that it may let go of what is confirmed.
+    pub(in crate::edge) fn trimmed(&mut self) {
+        if let (Some((first, _)), Some(progress)) = (&mut self.journal, self.progress) {
+            *first = progress.confirmed.max(*first);
+        }
+    }
+
     /// Where to read the journal on, if its frames are what comes next and few are there.
     pub(in crate::edge) fn wants(&self, ahead: usize) -> Option<Offset> {
         let end = self
@@ -43,14 +68,24 @@ impl EdgePartition {
         (placed && self.loading.is_none() && below_window && self.drain_bytes < ahead).then_some(end)
     }
 
-    /// Takes frames read back from the journal. Returns false where they do not join.
-    pub(in crate::edge) fn loaded(&mut self, frames: Vec<Packed>) -> bool {
+    /// Lets go of what was read back from the journal and is not sent: it can be read again.
+    pub(in crate::edge) fn undrain(&mut self) {
+        self.drain.clear();
+        self.drain_bytes = 0;
+        self.loading = None;
+    }
+
+    /// Takes frames read back from the journal, made anew where they are larger than `max_bytes`: they were kept for a
+    /// gateway that took more. Returns false where they do not join.
+    pub(in crate::edge) fn loaded(&mut self, frames: Vec<Packed>, max_bytes: usize) -> bool {
         self.loading = None;
         let Some(progress) = self.progress else { return false };
         if frames.is_empty() {
             return false;
         }
-        for packed in frames {
+        let sent = progress.sent;
+        let pieces = frames.into_iter().flat_map(|packed| fitting(packed, max_bytes));
+        for packed in pieces.skip_while(|packed| packed.next_offset <= sent) {
             let end = self.drain.back().map_or(progress.sent, |last| last.next_offset);
             let joins = match self.drain.back() {
                 Some(_) => packed.first_offset == end,
@@ -71,13 +106,15 @@ impl EdgePartition {
 
     /// A journal of which the cloud has everything is of no more use, unless more is being written to it.
     pub(super) fn drop_journal_below(&mut self, offset: Offset) {
-        if self.spilling.is_none() {
-            self.journal.take_if(|(_, next)| *next <= offset);
+        if self.spilling.is_none()
+            && let Some((_, next)) = self.journal.take_if(|(_, next)| *next <= offset)
+        {
+            self.left_behind = Some((next, self.journal_epoch));
         }
     }
 
     /// Where the journal would be written on.
-    fn durable_end(&self) -> Option<Offset> {
+    pub(super) fn durable_end(&self) -> Option<Offset> {
         let confirmed = self.progress?.confirmed;
         Some(self.journal.map_or(confirmed, |(_, next)| next.max(confirmed)))
     }
@@ -125,7 +162,12 @@ impl EdgePartition {
         if self.spilling.take() != Some(next) {
             return;
         }
-        let Some(progress) = self.progress.filter(|_| kept) else { return };
+        // What does not join was meant for a journal that has lost its end since.
+        let joins = self.durable_end().is_some_and(|end| first <= end);
+        let Some(progress) = self.progress.as_mut().filter(|_| kept && joins) else { return };
+        // Its memory may be forgotten meanwhile: the mirror was paused.
+        progress.fetched = progress.fetched.max(next);
+        let confirmed = progress.confirmed;
         let first = self.journal.filter(|&(_, end)| end == first).map_or(first, |(first, _)| first);
         self.journal = Some((first, next));
         self.journal_epoch = epoch;
@@ -140,6 +182,30 @@ impl EdgePartition {
         while let Some(held) = self.window.pop_front_if(|held| held.batch.next_offset() <= next) {
             self.window_bytes -= held.bytes();
         }
-        self.drop_journal_below(progress.confirmed);
+        self.drop_journal_below(confirmed);
     }
+}
+
+/// A frame in pieces of at most `max_bytes`, or of one batch. One that cannot be read stays whole.
+fn fitting(packed: Packed, max_bytes: usize) -> Vec<Packed> {
+    if packed.raw_bytes <= max_bytes {
+        return vec![packed];
+    }
+    let limits = FrameLimits { max_bytes: MAX_FRAME_BYTES };
+    let Ok(entries) = packed.unpack(limits) else { return vec![packed] };
+    let mut pieces: Vec<Vec<Entry>> = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        if bytes > 0
+            && bytes + entry.bytes() <= max_bytes
+            && let Some(piece) = pieces.last_mut()
+        {
+            bytes += entry.bytes();
+            piece.push(entry);
+        } else {
+            bytes = entry.bytes();
+            pieces.push(vec![entry]);
+        }
+    }
+    pieces.iter().map(|piece| Packed::new(piece)).collect()
 }
