@@ -174,6 +174,7 @@ async fn a_settings_error_ends_with_64_and_names_the_key() {
         (Binary::Agent, "link.ca", "/nowhere.pem".into(), "link.ca"),
         (Binary::Agent, "source.sasl.mechanisn", "PLAIN".into(), "sasl.mechanisn"),
         (Binary::Agent, "http.listen", "0.0.0.0:8081".into(), "http.listen"),
+        (Binary::Agent, "journal.max_bytes", "100 MiB".into(), "journal.max_bytes"),
         (Binary::Gateway, "memory.credit_per_link", "1 KiB".into(), "memory.credit_per_link"),
         (Binary::Gateway, "registry.lease", 3.into(), "registry.lease"),
         (Binary::Gateway, "tls.key", "/nowhere.key".into(), "tls.key"),
@@ -193,8 +194,8 @@ async fn a_settings_error_ends_with_64_and_names_the_key() {
 fn settings_with(binary: Binary, path: &str, value: Value) -> String {
     let text = match binary {
         Binary::Agent => {
-            "[http]\nlisten = \"127.0.0.1:1\"\n[source]\n\"bootstrap.servers\" = \"127.0.0.1:1\"\n[memory]\n[link]\n\
-             gateway = [\"127.0.0.1:1\"]\nca = \"ca.pem\"\ncertificate = \"site.pem\"\nkey = \"site.key\"\n"
+            "[http]\nlisten = \"127.0.0.1:1\"\n[source]\n\"bootstrap.servers\" = \"127.0.0.1:1\"\n[memory]\n\
+             [journal]\npath = \"journal\"\n[link]\ngateway = [\"127.0.0.1:1\"]\nca = \"ca.pem\"\ncertificate = \"site.pem\"\nkey = \"site.key\"\n"
         }
         Binary::Gateway => {
             "listen = \"127.0.0.1:1\"\n[http]\nlisten = \"127.0.0.1:1\"\n[cloud]\n\"bootstrap.servers\" = \
