@@ -117,7 +117,6 @@ impl EdgeLink {
             self.lists_changed |= mirror.topic_id != found.topic_id || mirror.shape != shape;
             mirror.topic_id = found.topic_id;
             mirror.shape = shape;
-            mirror.retention = found.retention;
             mirror.grow(found.partitions);
         }
         self.take_source(topic, &source);
@@ -243,7 +242,6 @@ impl EdgeLink {
             return;
         }
         mirror.phase = Phase::Failed(failure.clone());
-        self.lists_changed = true;
         mirror.undecided.clear();
         mirror.ending = None;
         let id = mirror.id;
