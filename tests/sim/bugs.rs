@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use tombolo_proto::batch::{Batch, Stamp};
-use tombolo_proto::id::Offset;
+use tombolo_proto::edge::{Checkpoint, CheckpointPartition, EdgePartitionStatus, EdgeStatus};
+use tombolo_proto::id::{Offset, Partition, TopicName};
 
 /// A bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +19,41 @@ pub(crate) enum Bug {
     IgnoreLease,
     /// A session goes on at the cloud's log end without comparing what is below it.
     ResumeWithoutTail,
+    /// The journal lets go of what was sent, confirmed or not.
+    TrimBeforeConfirm,
+    /// The journal says that frames are durable before they are.
+    SkipSync,
+    /// A frame of the journal overtakes the one before it.
+    DrainOutOfOrder,
+    /// A topic that was made anew counts as the old one.
+    OldTopicShipped,
+    /// The checkpoint says that the cloud has what was only fetched.
+    CheckpointAhead,
+}
+
+type Place = (TopicName, Partition, Offset);
+
+/// What is told to the journal as confirmed, as somebody tells it who does not wait for the confirms.
+pub(crate) fn trim_what_was_sent(confirmed: &mut [Place], status: &EdgeStatus) {
+    for (topic, partition, offset) in confirmed {
+        *offset = partition_of(status, topic, *partition).and_then(|at| at.sent).unwrap_or(*offset);
+    }
+}
+
+/// A checkpoint as somebody keeps it who takes what was fetched for what was confirmed.
+pub(crate) fn keep_what_was_fetched(checkpoint: &mut Checkpoint, status: &EdgeStatus) {
+    for CheckpointPartition { topic, partition, confirmed, .. } in &mut checkpoint.partitions {
+        *confirmed = partition_of(status, topic, *partition).and_then(|at| at.fetched).unwrap_or(*confirmed);
+    }
+}
+
+fn partition_of<'a>(
+    status: &'a EdgeStatus,
+    topic: &TopicName,
+    partition: Partition,
+) -> Option<&'a EdgePartitionStatus> {
+    let mirror = status.mirrors.iter().find(|mirror| mirror.topic == *topic)?;
+    mirror.partitions.get(usize::try_from(partition).ok()?)
 }
 
 /// The batch of offset `offset` as somebody stamps it who counts modulo 2^31 - 1, the largest sequence, instead of 2^31.
@@ -75,5 +111,30 @@ mod tests {
     #[test]
     fn resuming_without_the_tail_comparison_is_caught() {
         is_caught(Bug::ResumeWithoutTail, &[Rule::Prefix]);
+    }
+
+    #[test]
+    fn trimming_before_the_confirm_is_caught() {
+        is_caught(Bug::TrimBeforeConfirm, &[Rule::Kept]);
+    }
+
+    #[test]
+    fn a_skipped_sync_is_caught() {
+        is_caught(Bug::SkipSync, &[Rule::Kept]);
+    }
+
+    #[test]
+    fn draining_out_of_order_is_caught() {
+        is_caught(Bug::DrainOutOfOrder, &[Rule::Protocol]);
+    }
+
+    #[test]
+    fn shipping_the_journal_of_an_old_topic_is_caught() {
+        is_caught(Bug::OldTopicShipped, &[Rule::Prefix]);
+    }
+
+    #[test]
+    fn a_checkpoint_ahead_of_the_journal_is_caught() {
+        is_caught(Bug::CheckpointAhead, &[Rule::Kept]);
     }
 }

@@ -13,17 +13,19 @@ mod registry;
 pub(crate) use registry::Registry;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
-use tombolo_proto::cloud::{CloudConfig, CloudEvent, CloudInput, CloudLink, CloudOutput, MirrorSettings};
+use tombolo_proto::cloud::{CloudConfig, CloudEvent, CloudInput, CloudLink, CloudOutput, LinkSettings, MirrorSettings};
 use tombolo_proto::frame::{Frame, FrameError, FrameHeader, FrameLimits, HEADER_BYTES};
 use tombolo_proto::id::{LinkName, MirrorId, Time};
 use tombolo_proto::lease::Lease;
+use tombolo_proto::pattern::TopicPattern;
 use tombolo_proto::wire::{CloseCode, CloudBody, CloudMessage, ControlDecoder, EdgeMessage, encode};
 
 use crate::carrier::Flow;
 use crate::properties::Rule;
-use crate::world::{GatewayEvent, Place, Read, World, mirror_topic, source_topic, topic_number};
+use crate::world::{FILTER, GatewayEvent, Place, Read, World, mirror_topic, source_topic, topic_number};
 
 use broker_client::BrokerClient;
 
@@ -101,6 +103,11 @@ impl Gateway {
         self.brokers.in_flight(place) > 1
     }
 
+    /// Whether batches of a partition are in flight.
+    pub(crate) fn has_in_flight(&self, place: Place) -> bool {
+        self.brokers.in_flight(place) > 0
+    }
+
     pub(crate) fn describe(&self) -> String {
         let session = |(id, session): (&u64, &Session)| format!("session {id}: {:?}", session.link.status());
         self.sessions.iter().map(session).collect::<Vec<_>>().join("; ")
@@ -132,9 +139,9 @@ impl World {
                 }
             }
             GatewayEvent::Settings => {
-                let mirrors = self.mirror_settings();
+                let link = self.link_settings();
                 for session in self.session_ids(at) {
-                    self.drive(at, session, CloudInput::Mirrors(mirrors.clone()));
+                    self.drive(at, session, CloudInput::Mirrors(link.clone()));
                 }
             }
             GatewayEvent::TopicReady { session, mirror, partitions } => {
@@ -173,15 +180,15 @@ impl World {
         self.after(wait, crate::world::Event::Gateway(at, process, event));
     }
 
-    pub(crate) fn mirror_settings(&self) -> Vec<MirrorSettings> {
+    pub(crate) fn link_settings(&self) -> LinkSettings {
         let known = self.wanted.iter().enumerate().filter(|(_, wanted)| wanted.known);
-        known
-            .map(|(topic, wanted)| MirrorSettings {
-                source: source_topic(topic),
-                topic: mirror_topic(topic),
-                paused: wanted.paused,
-            })
-            .collect()
+        let mirrors = known.map(|(topic, wanted)| MirrorSettings {
+            source: source_topic(topic),
+            topic: mirror_topic(topic),
+            paused: wanted.paused,
+        });
+        let filters = vec![TopicPattern::new(FILTER).expect("a pattern")];
+        LinkSettings { mirrors: mirrors.collect(), filters, reserved: Arc::default() }
     }
 
     /// The id under which the link writes.
@@ -196,7 +203,7 @@ impl World {
             software: "sim".to_owned(),
             credit_bytes: self.plan.credit_bytes,
             max_frame_bytes: self.plan.gateway_frame_bytes,
-            mirrors: self.mirror_settings(),
+            link: self.link_settings(),
         };
         let session = Session {
             connection,
@@ -296,7 +303,8 @@ impl World {
     ) {
         match output {
             CloudOutput::Send(message) => self.gateway_sends(session, &message),
-            CloudOutput::Claim => {
+            // That one agent process replaces another is the registry's, which is modelled here without.
+            CloudOutput::Claim { .. } => {
                 let wait = self.registry_delay();
                 self.gateway_after(at, wait, GatewayEvent::ReadRegistry { session: id, tries: 0 });
             }
@@ -335,6 +343,10 @@ impl World {
             }
             CloudEvent::Rewound { .. } => self.ghost.count("rewound"),
             CloudEvent::Unverified { .. } => self.ghost.count("unverified"),
+            CloudEvent::MirrorDiscovered { .. } => self.ghost.count("mirror made by a filter"),
+            CloudEvent::MirrorPassedOver { topic, reason } => {
+                self.ghost.violated(Rule::Protocol, format!("{topic} passed over: {reason}"));
+            }
             CloudEvent::MirrorFailed { .. }
             | CloudEvent::SourceUnavailable { .. }
             | CloudEvent::MirrorActive { .. } => {}
@@ -347,6 +359,11 @@ impl World {
             Some(CloudBody::Mirror(mirror)) if session.topics.len() == mirror.mirror as usize => {
                 let name = tombolo_proto::id::TopicName::new(&mirror.topic).expect("a legal name");
                 session.topics.push(topic_number(&name));
+            }
+            Some(CloudBody::Position(position)) => {
+                if let Some(&topic) = session.topics.get(position.mirror as usize) {
+                    self.ghost.told((topic, position.partition), position.next_offset);
+                }
             }
             Some(CloudBody::Confirm(confirmed)) => {
                 for entry in &confirmed.entries {

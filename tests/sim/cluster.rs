@@ -137,6 +137,14 @@ impl Cluster {
         live.map(|(&id, connection)| (id, connection.gateway, connection.broker)).collect()
     }
 
+    /// Whether a broker has a request for a partition still to answer or to apply.
+    pub(crate) fn has_requests(&self, place: Place) -> bool {
+        let requests = self.connections.values().flat_map(|connection| {
+            connection.queue.iter().chain(connection.waiting.iter().map(|waiting| &waiting.request))
+        });
+        requests.into_iter().any(|request| request.place == place)
+    }
+
     pub(crate) fn connections_of(&self, gateway: usize) -> Vec<u64> {
         let own = self.live_connections().into_iter().filter(|&(_, owner, _)| owner == gateway);
         own.map(|(id, _, _)| id).collect()
@@ -407,14 +415,16 @@ impl World {
         }
     }
 
-    pub(crate) fn forget_producers_of(&mut self, place: Place) {
+    /// Sweeps producers by record time; tells whether any was forgotten.
+    pub(crate) fn forget_producers_of(&mut self, place: Place) -> bool {
         let now_ms = self.wall_ms();
         let expiration_ms = self.plan.expiration_ms;
-        if let Some(hosted) = self.cluster.partitions.get_mut(&place)
-            && hosted.log.forget_producers(now_ms, expiration_ms) > 0
-        {
+        let Some(hosted) = self.cluster.partitions.get_mut(&place) else { return false };
+        let forgotten = hosted.log.forget_producers(now_ms, expiration_ms) > 0;
+        if forgotten {
             self.ghost.count("producer forgotten");
             self.trace(|| format!("broker: {place:?} forgets its producers"));
         }
+        forgotten
     }
 }

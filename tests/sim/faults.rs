@@ -1,5 +1,7 @@
 //! What goes wrong, when it does, and the end of all trouble.
 
+mod outage;
+
 use tombolo_proto::failure::FailureCode;
 use tombolo_proto::id::{Offset, Time};
 use tombolo_proto::testing::BatchBuilder;
@@ -21,12 +23,16 @@ impl World {
             return;
         };
         let wait = self.dice.millis(0, 2 * usize::try_from(mean.as_millis()).expect("small"));
+        let wait = self.slowly(wait);
         self.after(wait, Event::Fault(fault));
+        if self.is_quiet() {
+            return;
+        }
         self.trace(|| format!("fault: {fault:?}"));
         match fault {
             Fault::CutLink => self.cut_link(),
             Fault::DarkLink => self.darken(),
-            Fault::KillAgent => self.kill_agent(),
+            Fault::KillAgent => self.kill_agent(false),
             Fault::KillGateway => {
                 let at = self.dice.below(2);
                 self.kill_gateway(at);
@@ -70,6 +76,19 @@ impl World {
             }
             Fault::PauseMirror | Fault::AddMirror | Fault::GrowTopic => self.operate(fault),
             Fault::ForeignWrite => self.write_foreign(),
+            Fault::RecreateTopic => {
+                if let Some((topic, _)) = self.victim() {
+                    self.remake_topic(topic);
+                }
+            }
+            Fault::LongDark => self.long_dark(),
+            Fault::NewTopic => self.make_topic(),
+            Fault::PowerCut
+            | Fault::FullDisk
+            | Fault::BreakDisk
+            | Fault::DamageDisk
+            | Fault::LoseDisk
+            | Fault::OldBackup => self.trouble_disk(fault),
         }
     }
 
@@ -78,7 +97,7 @@ impl World {
     /// sweeps make rare, and which only one batch in flight would close. The sweeps here, a thousand times as frequent,
     /// pass such partitions by.
     fn may_refuse_in_flight(&self, place: Place) -> bool {
-        let odd = self.plan.topics.get(place.0).and_then(|topic| topic.odd);
+        let odd = self.plan.topics.get(&place.0).and_then(|topic| topic.odd);
         let refuses = self.plan.faults.contains_key(&Fault::ShortOfReplicas) || odd == Some(OddBatch::TooLargeForCloud);
         refuses && self.gateways.iter().any(|gateway| gateway.pipelines(place))
     }
@@ -91,7 +110,7 @@ impl World {
     /// A partition that may take a fault it does not get over.
     fn victim(&mut self) -> Option<Place> {
         let place = self.any_place()?;
-        let victim = self.plan.topics.get(place.0).is_some_and(|topic| topic.victim);
+        let victim = self.plan.topics.get(&place.0).is_some_and(|topic| topic.victim);
         (victim && !self.ghost.is_excused(place.0)).then_some(place)
     }
 
@@ -109,8 +128,12 @@ impl World {
 
     fn darken(&mut self) {
         let dark = if self.dice.chance(300) { self.dice.millis(5_000, 20_000) } else { self.dice.millis(50, 4_500) };
-        self.carrier.dark_until = self.carrier.dark_until.max(self.now + dark);
-        if dark < IDLE {
+        self.darken_until(self.now + dark);
+    }
+
+    fn darken_until(&mut self, until: Time) {
+        self.carrier.dark_until = self.carrier.dark_until.max(until);
+        if until < self.now + IDLE {
             return;
         }
         for id in self.carrier.ids() {
@@ -161,7 +184,7 @@ impl World {
         let place =
             if matches!(fault, Fault::TruncateSource | Fault::Overrun) { self.victim() } else { self.any_place() };
         let Some(place) = place else { return };
-        let confirmed = self.ghost.confirmed(place);
+        let (confirmed, deletable) = (self.ghost.confirmed(place), self.deletable(place));
         let Some(source) = self.source.get_mut(&place) else { return };
         match fault {
             Fault::SourceLeader => {
@@ -176,8 +199,11 @@ impl World {
                 self.after(gone, Event::SourceBack(place.0));
             }
             Fault::Retention => {
-                let from = source.border_between(&mut self.dice, source.log_start(), confirmed);
-                source.retain_from(from.min(confirmed));
+                let from = source.border_between(&mut self.dice, source.log_start(), deletable);
+                source.retain_from(from.min(deletable));
+                if source.log_start() > confirmed {
+                    self.ghost.count("deleted at the source what only the journal had");
+                }
             }
             Fault::Overrun => {
                 let from = source.border_between(&mut self.dice, confirmed, source.high_watermark());
@@ -279,6 +305,9 @@ impl World {
         self.carrier.dark_until = self.now;
         self.registry_slow_until = self.now;
         self.reads_fail_until = self.now;
+        if let Some(disk) = &mut self.disk {
+            disk.full_until = self.now;
+        }
         for at in 0..self.gateways.len() {
             self.continue_gateway(at);
             self.start_gateway(at);

@@ -51,6 +51,24 @@ pub(crate) enum Fault {
     TruncateSource,
     /// Retention at the source overtakes the mirror.
     Overrun,
+    /// The source topic is deleted and made again, with another id.
+    RecreateTopic,
+    /// Nothing gets through the link for hours or days, in which brokers forget their producers.
+    LongDark,
+    /// A topic that the gateway's filters mean appears at the source.
+    NewTopic,
+    /// The agent's box loses its power.
+    PowerCut,
+    /// The agent's disk takes nothing for a while.
+    FullDisk,
+    /// A write to the agent's disk fails.
+    BreakDisk,
+    /// Frames on the agent's disk cannot be read any more.
+    DamageDisk,
+    /// The agent comes back with an empty disk.
+    LoseDisk,
+    /// The agent comes back with an old backup of its disk.
+    OldBackup,
 }
 
 /// Every fault that a mirror must get over.
@@ -77,8 +95,20 @@ const SURVIVABLE: [Fault; 20] = [
     Fault::GrowTopic,
 ];
 
+/// Faults of an agent that has a journal. The last three may cost what the source has deleted, and nothing else.
+const WITH_JOURNAL: [Fault; 8] = [
+    Fault::LongDark,
+    Fault::NewTopic,
+    Fault::PowerCut,
+    Fault::FullDisk,
+    Fault::BreakDisk,
+    Fault::DamageDisk,
+    Fault::LoseDisk,
+    Fault::OldBackup,
+];
+
 /// Faults that stop the mirrors they meet.
-const FATAL: [Fault; 3] = [Fault::ForeignWrite, Fault::TruncateSource, Fault::Overrun];
+const FATAL: [Fault; 4] = [Fault::ForeignWrite, Fault::TruncateSource, Fault::Overrun, Fault::RecreateTopic];
 
 /// A batch the source should not hold, or the cloud not take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,11 +164,26 @@ pub(crate) struct TopicPlan {
     pub(crate) known: bool,
 }
 
+/// The agent's disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DiskPlan {
+    /// The journal's cap.
+    pub(crate) max_bytes: u64,
+    /// Most milliseconds that a sync takes.
+    pub(crate) sync: usize,
+    /// Of a thousand syncs, those that take seconds.
+    pub(crate) slow_per_mille: usize,
+}
+
 /// Everything about a seed.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    pub(crate) topics: Vec<TopicPlan>,
+    /// By number; see [`crate::world::source_topic`].
+    pub(crate) topics: BTreeMap<usize, TopicPlan>,
     pub(crate) faults: BTreeMap<Fault, Time>,
+    /// `None`: the agent has no journal.
+    pub(crate) disk: Option<DiskPlan>,
+    pub(crate) spill_delay: Time,
     pub(crate) window_bytes: usize,
     pub(crate) max_frame_bytes: usize,
     /// Largest frame the gateway takes; not above the agent's.
@@ -180,21 +225,30 @@ const EXPIRATION_MS: i64 = 86_400_000;
 impl Plan {
     /// The plan of a seed.
     pub(crate) fn of(dice: &mut Dice) -> Self {
-        let topics = (0..dice.between(1, 4)).map(|number| topic(dice, number)).collect();
+        let topics = (0..dice.between(1, 4)).map(|number| (number, topic(dice, number))).collect();
         let mut faults = BTreeMap::new();
         for fault in SURVIVABLE.into_iter().chain(FATAL) {
             if dice.chance(350) {
                 faults.insert(fault, dice.millis(1_500, 15_000));
             }
         }
+        for fault in WITH_JOURNAL {
+            if dice.chance(250) {
+                faults.insert(fault, dice.millis(3_000, 20_000));
+            }
+        }
         let mut plan = Self { topics, faults, ..Self::calm(dice) };
         if dice.chance(60) {
             plan.faults.clear();
         }
+        if dice.chance(250) {
+            plan.disk = None;
+        }
         if dice.chance(500) {
             plan.careful = false;
             plan.faults.remove(&Fault::ForgetProducers);
-            plan.topics.iter_mut().for_each(|topic| topic.age_ms = 0);
+            plan.faults.remove(&Fault::LongDark);
+            plan.topics.values_mut().for_each(|topic| topic.age_ms = 0);
             if dice.chance(500) {
                 plan.faults.insert(Fault::CutBroker, dice.millis(500, 4_000));
             }
@@ -202,9 +256,11 @@ impl Plan {
         if dice.chance(100) {
             plan.stalled = Some((0, 0));
         }
-        match dice.below(10) {
+        match dice.below(16) {
             0 => plan.takeovers(dice),
             1 => plan.rewrites(dice),
+            2 => plan.recreations(dice),
+            3 => plan.outages(dice),
             _ => {}
         }
         plan.keep_apart();
@@ -219,7 +275,7 @@ impl Plan {
         self.faults.retain(|&fault, _| matches!(fault, Fault::PauseMirror | Fault::StalledReplicas | Fault::CutLink));
         self.faults.insert(Fault::PauseGateway, dice.millis(4_000, 8_000));
         self.faults.insert(Fault::ForgetProducers, dice.millis(200, 1_000));
-        for topic in &mut self.topics {
+        for topic in self.topics.values_mut() {
             topic.age_ms = 7 * EXPIRATION_MS;
             topic.pace = dice.millis(20, 150);
         }
@@ -240,9 +296,59 @@ impl Plan {
         self.faults.insert(Fault::TruncateSource, dice.millis(500, 3_000));
         let down = if dice.chance(500) { Fault::PauseMirror } else { Fault::KillAgent };
         self.faults.insert(down, dice.millis(500, 3_000));
-        for topic in &mut self.topics {
+        for topic in self.topics.values_mut() {
             topic.victim = true;
         }
+    }
+
+    /// Topics that are made anew while the link is dark and the journal full of the old ones.
+    fn recreations(&mut self, dice: &mut Dice) {
+        let kept =
+            [Fault::KillAgent, Fault::PowerCut, Fault::CutLink, Fault::OldBackup, Fault::KillGateway, Fault::LongDark];
+        self.faults.retain(|fault, _| kept.contains(fault));
+        self.faults.insert(Fault::RecreateTopic, dice.millis(3_000, 10_000));
+        self.faults.insert(Fault::DarkLink, dice.millis(2_000, 6_000));
+        self.disk.get_or_insert_with(|| disk(dice));
+        self.spill_delay = dice.millis(200, 1_000);
+        for topic in self.topics.values_mut() {
+            topic.victim = true;
+        }
+    }
+
+    /// A dark link, a source that deletes what the journal has, and boxes that die: the journal is all there is.
+    fn outages(&mut self, dice: &mut Dice) {
+        let kept = [
+            Fault::LongDark,
+            Fault::FullDisk,
+            Fault::BreakDisk,
+            Fault::PauseMirror,
+            Fault::LoseTail,
+            Fault::NewTopic,
+            Fault::GrowTopic,
+        ];
+        self.faults.retain(|fault, _| kept.contains(fault));
+        self.faults.insert(Fault::DarkLink, dice.millis(2_000, 6_000));
+        self.faults.insert(Fault::Retention, dice.millis(500, 3_000));
+        self.faults.insert(Fault::PowerCut, dice.millis(3_000, 10_000));
+        self.disk.get_or_insert_with(|| disk(dice));
+        self.spill_delay = dice.millis(200, 1_000);
+    }
+
+    /// An hour in which nothing goes wrong, on a link that carries what the source writes: every batch can be confirmed
+    /// within the spill delay.
+    pub(crate) fn healthy_hour(dice: &mut Dice) -> Self {
+        let mut plan = Self::calm(dice);
+        let begin = if dice.chance(500) { 1_000 } else { 0 };
+        let plain =
+            TopicPlan { partitions: 3, begin, pace: Time::from_millis(400), odd: None, known: true, ..topic(dice, 0) };
+        plan.topics = BTreeMap::from([(0, plain)]);
+        plan.spill_delay = Time::from_secs(2);
+        // Memory enough that no partition waits for room: what does is spilled earlier.
+        plan.window_bytes = 2 << 20;
+        plan.credit_bytes = 1 << 20;
+        plan.link_bytes_per_second = 500_000;
+        plan.trouble = Time::from_hours(1);
+        plan
     }
 
     /// One topic and nothing that goes wrong.
@@ -254,8 +360,10 @@ impl Plan {
         let depth = u32::try_from(CONNECTION_DEPTH).expect("small");
         let network = Time::from_millis(u64::try_from(2 * broker_delay + LATE_MS + 50).expect("small"));
         Self {
-            topics: vec![topic(dice, 0)],
+            topics: BTreeMap::from([(0, topic(dice, 0))]),
             faults: BTreeMap::new(),
+            disk: Some(disk(dice)),
+            spill_delay: dice.millis(200, 3_000),
             window_bytes,
             max_frame_bytes,
             gateway_frame_bytes: if dice.chance(700) { max_frame_bytes } else { dice.between(2_000, max_frame_bytes) },
@@ -277,6 +385,12 @@ impl Plan {
 
     /// Faults that would excuse one another are not given to one seed, so that each failure has one possible cause.
     fn keep_apart(&mut self) {
+        if self.disk.is_none() {
+            self.faults.retain(|fault, _| !WITH_JOURNAL.contains(fault));
+        }
+        if self.faults.contains_key(&Fault::RecreateTopic) {
+            self.faults.retain(|fault, _| !FATAL.contains(fault) || *fault == Fault::RecreateTopic);
+        }
         if self.faults.contains_key(&Fault::ForeignWrite) {
             self.faults.remove(&Fault::TruncateSource);
             self.faults.remove(&Fault::Overrun);
@@ -289,11 +403,26 @@ impl Plan {
         let fatal = FATAL.iter().any(|fault| self.faults.contains_key(fault));
         if fatal {
             self.faults.remove(&Fault::LoseTail);
-            for topic in self.topics.iter_mut().filter(|topic| topic.victim) {
+            for topic in self.topics.values_mut().filter(|topic| topic.victim) {
                 topic.odd = None;
             }
         }
     }
+}
+
+fn disk(dice: &mut Dice) -> DiskPlan {
+    let small = dice.chance(200);
+    let kib = if small { dice.between(40, 400) } else { 1 << 20 };
+    DiskPlan {
+        max_bytes: u64::try_from(kib << 10).expect("small"),
+        sync: dice.between(1, 50),
+        slow_per_mille: dice.pick(&[0, 5, 100]).unwrap_or(0),
+    }
+}
+
+/// A topic that appears while the world runs.
+pub(crate) fn new_topic(dice: &mut Dice, number: usize) -> TopicPlan {
+    TopicPlan { begin: 0, odd: None, victim: false, ..topic(dice, number) }
 }
 
 fn topic(dice: &mut Dice, number: usize) -> TopicPlan {

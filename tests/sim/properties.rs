@@ -8,6 +8,7 @@ use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::id::Offset;
 
 use crate::broker::{PartitionLog, Refusal};
+use crate::kept::Kept;
 use crate::plan::{OddBatch, Plan};
 use crate::source::Mark;
 use crate::world::{Place, World, source_topic};
@@ -25,6 +26,10 @@ pub(crate) enum Rule {
     Term,
     /// I8: memory stays within its budgets.
     Budget,
+    /// I4: what the journal said is durable is there until the cloud has it, or the mirror is FAILED.
+    Kept,
+    /// In the dark the journal takes what the source has, while it can.
+    Dark,
     /// Both ends are ours: neither breaks the protocol.
     Protocol,
     /// I11: a mirror is FAILED only for a reason that was given it.
@@ -43,7 +48,7 @@ pub(crate) struct Violation {
 }
 
 /// Things that some seed among the default ones must have met, or the simulation does not test what it says.
-pub(crate) const SOMETIMES: [&str; 34] = [
+pub(crate) const SOMETIMES: [&str; 60] = [
     "duplicate answered",
     "sequence refused",
     "too few replicas",
@@ -78,7 +83,36 @@ pub(crate) const SOMETIMES: [&str; 34] = [
     "odd batch found",
     "credit nearly used up",
     "window nearly full",
+    "mirror made by a filter",
+    "spilled",
+    "drained",
+    "journal full",
+    "failed write found later",
+    "journal opened anew",
+    "damage found",
+    "read below the journal",
+    "found what was never answered",
+    "power cut with unsynced data",
+    "old backup restored",
+    "disk lost",
+    "lost with the disk",
+    "tail compared from the journal",
+    "dark restart",
+    "rewound into the journal",
+    "rewound below the journal",
+    "deleted at the source what only the journal had",
+    "topic made anew",
+    "topic made anew in the dark",
+    "old topic shipped to the old mirror",
+    "old mirror failed for the new topic",
+    "new topic adopted by a new mirror",
+    "new topic in the dark",
+    "kept up in the long dark",
+    "producer forgotten in the dark",
 ];
+
+/// Reads of the journal that the agent has under way at most; each brings a frame, however large.
+const MAX_LOADS: usize = 4;
 
 #[derive(Debug, Default)]
 struct GhostPlace {
@@ -103,6 +137,10 @@ pub(crate) struct Ghost {
     pub(crate) violation: Option<Violation>,
     pub(crate) counters: BTreeMap<&'static str, u64>,
     places: BTreeMap<Place, GhostPlace>,
+    /// What the journal owes.
+    pub(crate) kept: Kept,
+    /// Topics whose mirror was made anew after they were.
+    remade_mirrors: BTreeSet<usize>,
     /// Failures that a topic may end with, for what was done to it.
     excused: BTreeMap<usize, BTreeSet<FailureCode>>,
 }
@@ -111,6 +149,23 @@ impl Ghost {
     pub(crate) fn add(&mut self, place: Place, begin: Offset) {
         let ghost = GhostPlace { agrees: vec![true], highest: begin, confirmed: begin, ..GhostPlace::default() };
         self.places.insert(place, ghost);
+    }
+
+    /// The mirror was deleted, and will be made anew.
+    pub(crate) fn mirror_remade(&mut self, place: Place) {
+        self.places.remove(&place);
+        self.add(place, 0);
+        self.kept.forget(place);
+        self.remade_mirrors.insert(place.0);
+    }
+
+    pub(crate) fn mirror_is_remade(&self, topic: usize) -> bool {
+        self.remade_mirrors.contains(&topic)
+    }
+
+    /// A gateway told the agent where a mirror ends.
+    pub(crate) fn told(&mut self, place: Place, offset: Offset) {
+        self.kept.told(place, offset);
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
@@ -213,9 +268,18 @@ impl World {
         // Behind a foreign write, what is in flight ends up elsewhere; the answer tells.
         let shifted = ghost.foreign.is_some();
         let prefix = ghost.agrees.contains(&true);
+        let is_new = ghost.agrees.last() == Some(&true);
         if !prefix && !shifted {
             let text = format!("{place:?}: {mark:?} meant for {intent:?} is not what the source holds there");
             self.ghost.violated(Rule::Prefix, text);
+        }
+        if self.remade.contains_key(&place.0) && prefix {
+            let adopted = is_new && self.ghost.mirror_is_remade(place.0);
+            self.ghost.count(if adopted {
+                "new topic adopted by a new mirror"
+            } else {
+                "old topic shipped to the old mirror"
+            });
         }
         if intent.term.0 < newest {
             let text = format!("{place:?}: {intent:?} appends {mark:?} after term {newest} did");
@@ -268,6 +332,7 @@ impl World {
         let (highest, lost) = (ghost.highest, ghost.lost_tails > 0);
         let bound = if lost { highest } else { high_watermark };
         ghost.confirmed = ghost.confirmed.max(offset.min(high_watermark));
+        self.ghost.told(place, offset);
         if offset > bound {
             let text = format!("{place:?}: {offset} confirmed, high watermark {high_watermark}, ever {highest}");
             self.ghost.violated(Rule::Confirmed, text);
@@ -283,9 +348,10 @@ impl World {
             self.ghost.violated(Rule::FailStop, text);
             return;
         }
-        let odd = self.plan.topics.get(topic).and_then(|plan| plan.odd).map(OddBatch::code);
+        let odd = self.plan.topics.get(&topic).and_then(|plan| plan.odd).map(OddBatch::code);
         match failure.code {
             FailureCode::ForeignWrite => self.judge_extent(topic, failure),
+            FailureCode::SourceTopicIdChanged => self.ghost.count("old mirror failed for the new topic"),
             FailureCode::UnexpectedTruncation | FailureCode::Diverged => self.ghost.count("source truncation found"),
             FailureCode::SourceDataLost | FailureCode::LogStartAboveZero => self.ghost.count("lost at the source"),
             code if Some(code) == odd => self.ghost.count("odd batch found"),
@@ -309,6 +375,7 @@ impl World {
     pub(crate) fn check_edge_budget(&mut self) {
         let status = self.agent.status();
         let fetching = self.source.len() * self.plan.fetch_bytes.max(self.plan.max_frame_bytes);
+        let reading = if self.disk.is_some() { MAX_LOADS * self.plan.max_frame_bytes } else { 0 };
         let limit = self.plan.window_bytes;
         if status.window_bytes * 10 > limit * 9 {
             self.ghost.count("window nearly full");
@@ -316,7 +383,7 @@ impl World {
         if status.in_flight_bytes * 10 > status.credit_bytes * 9 && status.credit_bytes > 0 {
             self.ghost.count("credit nearly used up");
         }
-        if status.window_bytes > limit + fetching || status.in_flight_bytes > status.credit_bytes {
+        if status.window_bytes > limit + fetching + reading || status.in_flight_bytes > status.credit_bytes {
             let text = format!("window {limit}, fetching {fetching}: {status:?}");
             self.ghost.violated(Rule::Budget, text);
         }
@@ -341,7 +408,9 @@ impl World {
         let places: Vec<_> = self.source.keys().copied().collect();
         let stalled = self.plan.stalled;
         places.into_iter().find_map(|place| {
-            if Some(place) == stalled || self.is_equal(place) {
+            // What was read before the source failed goes to the cloud first, for as long as that takes.
+            let waits = stalled.is_some_and(|stalled| stalled.0 == place.0 && self.ghost.is_excused(place.0));
+            if Some(place) == stalled || waits || self.is_equal(place) {
                 return None;
             }
             let excused = self.ghost.is_excused(place.0);
@@ -367,7 +436,7 @@ impl World {
     }
 
     /// Whether both ends hold a mirror FAILED.
-    fn mirror_is_failed(&self, topic: usize) -> bool {
+    pub(crate) fn mirror_is_failed(&self, topic: usize) -> bool {
         let name = source_topic(topic);
         let status = self.agent.status();
         let mirror = status.mirrors.iter().find(|mirror| mirror.topic == name);
@@ -394,7 +463,7 @@ impl World {
 impl Plan {
     /// Largest batch that the mirror of a topic takes.
     pub(crate) fn cloud_batch_bytes(&self, topic: usize) -> usize {
-        let topic = self.topics.get(topic);
+        let topic = self.topics.get(&topic);
         match topic.map(|topic| (topic.odd, topic.payload)) {
             Some((Some(OddBatch::TooLargeForCloud), payload)) => payload + 80,
             _ => 1 << 20,

@@ -1,22 +1,24 @@
-//! The site: an agent process, a shell around the shipped `EdgeLink`, and what it reads from the source.
+//! The site: an agent process, a shell around the shipped `EdgeLink`. What it reads from the source is in `reading`, its
+//! disk in [`crate::disk`].
 //!
 //! What the shell itself must keep to: a fetch that starts where a tail was compared tells the source the leader epoch of
 //! the record before it (Fetch v12), so that no truncation in between goes unseen.
+
+mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 use tombolo_proto::batch::Batch;
-use tombolo_proto::edge::{
-    EdgeConfig, EdgeEvent, EdgeInput, EdgeLink, EdgeOutput, EdgeStatus, SourceTopic, Verdict, check_batch,
-};
-use tombolo_proto::failure::Failure;
-use tombolo_proto::id::{Offset, Time};
-use tombolo_proto::wire::{CloseCode, CloudBody, CloudMessage, ControlDecoder, EdgeBody, TailBatch, encode};
+use tombolo_proto::edge::{EdgeConfig, EdgeEvent, EdgeInput, EdgeLink, EdgeOutput, EdgeStatus, Outgoing, OutgoingBody};
+use tombolo_proto::id::{Offset, Time, TopicName};
+use tombolo_proto::pattern::TopicPattern;
+use tombolo_proto::wire::{CloseCode, CloudBody, CloudMessage, ControlDecoder, EdgeBody, Position, TailBatch, encode};
 
 use crate::bugs::Bug;
 use crate::carrier::Flow;
-use crate::plan::{OddBatch, Plan};
+use crate::disk::{Command, Disk};
+use crate::plan::Plan;
 use crate::properties::Rule;
 use crate::source::Fetched;
 use crate::world::{Event, GatewayEvent, Place, World, source_topic, topic_number};
@@ -25,18 +27,43 @@ use crate::world::{Event, GatewayEvent, Place, World, source_topic, topic_number
 const LINK_BACKLOG: usize = 24_000;
 /// A frame's entry takes one byte beyond its batch.
 const ENTRY_OVERHEAD: usize = 1;
+/// What changes with every confirm is kept this often.
+const CHECKPOINT_EVERY: Time = Time::from_secs(30);
 
 /// What happens to the agent.
 #[derive(Debug, Clone)]
 pub(crate) enum AgentEvent {
     Dial,
-    Connected { connection: u64 },
-    LinkLost { connection: u64 },
+    Connected {
+        connection: u64,
+    },
+    LinkLost {
+        connection: u64,
+    },
     Timer,
-    Discovered { topic: usize },
-    Compare { place: Place, ticket: u64, tail: Vec<TailBatch>, next_offset: Offset },
-    FetchDue { place: Place, fetch: u64 },
-    FetchArrives { place: Place, fetch: u64, fetched: Fetched },
+    Discovered {
+        topic: usize,
+    },
+    Searched,
+    Compare {
+        place: Place,
+        ticket: u64,
+        tail: Vec<TailBatch>,
+        next_offset: Offset,
+    },
+    FetchDue {
+        place: Place,
+        fetch: u64,
+    },
+    FetchArrives {
+        place: Place,
+        fetch: u64,
+        fetched: Fetched,
+    },
+    /// The disk has done what it was told first.
+    DiskDone,
+    ReopenJournal,
+    Checkpoint,
 }
 
 #[derive(Debug)]
@@ -44,6 +71,7 @@ struct Fetcher {
     fetch: u64,
     position: Offset,
     last_epoch: Option<i32>,
+    topic_id: u8,
     paused: bool,
     under_way: bool,
 }
@@ -59,6 +87,13 @@ pub(crate) struct Agent {
     control: ControlDecoder,
     fetchers: BTreeMap<Place, Fetcher>,
     watched: BTreeSet<usize>,
+    filters: Vec<TopicPattern>,
+    /// As last told to the link.
+    topic_ids: BTreeMap<usize, u8>,
+    /// A frame that another is to overtake.
+    held_back: Option<Outgoing>,
+    /// Topics by their mirror's number in this session.
+    mirrors: Vec<usize>,
     /// Where a tail agreed with the source, and the epoch of the record before.
     compared: BTreeMap<Place, (Offset, Option<i32>)>,
     timer: Option<Time>,
@@ -70,6 +105,7 @@ impl Agent {
             software: "sim".to_owned(),
             incarnation: run + 1,
             window_bytes: plan.window_bytes,
+            spill_delay: plan.spill_delay,
             max_frame_bytes: plan.max_frame_bytes,
         };
         Self {
@@ -80,6 +116,10 @@ impl Agent {
             control: ControlDecoder::default(),
             fetchers: BTreeMap::new(),
             watched: BTreeSet::new(),
+            filters: Vec::new(),
+            topic_ids: BTreeMap::new(),
+            held_back: None,
+            mirrors: Vec::new(),
             compared: BTreeMap::new(),
             timer: None,
         }
@@ -95,12 +135,18 @@ impl World {
         match event {
             AgentEvent::Dial => self.dial(),
             AgentEvent::Connected { connection } => {
+                if self.agent.connection.is_some() {
+                    // Dialled twice: when the long dark was over, and as it would have been anyway.
+                    return self.close_link(connection, false);
+                }
                 let stands = self.carrier.connection(connection).is_some_and(|link| link.agent_up);
                 if !stands {
                     return self.redial();
                 }
                 self.agent.connection = Some(connection);
                 self.agent.control = ControlDecoder::default();
+                self.agent.mirrors.clear();
+                self.agent.held_back = None;
                 let cluster_id = "source".to_owned();
                 self.tell_agent(EdgeInput::Connected { cluster_id });
             }
@@ -111,6 +157,7 @@ impl World {
                 if self.agent.connection == Some(connection) {
                     self.agent.connection = None;
                     self.tell_agent(EdgeInput::Disconnected);
+                    self.checkpoint(true);
                     self.redial();
                 }
             }
@@ -119,18 +166,32 @@ impl World {
                 self.tell_agent(EdgeInput::Timeout);
             }
             AgentEvent::Discovered { topic } => self.discovered(topic),
+            AgentEvent::Searched => self.searched(),
             AgentEvent::Compare { place, ticket, tail, next_offset } => self.compare(place, ticket, tail, next_offset),
             AgentEvent::FetchDue { place, fetch } => self.fetch_due(place, fetch),
             AgentEvent::FetchArrives { place, fetch, fetched } => self.fetch_arrives(place, fetch, fetched),
+            AgentEvent::DiskDone => self.disk_done(),
+            AgentEvent::ReopenJournal => self.reopen_journal(),
+            AgentEvent::Checkpoint => {
+                self.checkpoint(true);
+                let wait = self.slowly(CHECKPOINT_EVERY);
+                self.agent_after(wait, AgentEvent::Checkpoint);
+            }
         }
     }
 
-    fn agent_after(&mut self, wait: Time, event: AgentEvent) {
+    pub(crate) fn agent_after(&mut self, wait: Time, event: AgentEvent) {
         self.after(wait, Event::Agent(self.agent.run, event));
+    }
+
+    /// The link is there again, as far as the agent can tell.
+    pub(crate) fn agent_dials(&mut self) {
+        self.agent_after(Time::ZERO, AgentEvent::Dial);
     }
 
     fn redial(&mut self) {
         let wait = self.dice.millis(20, 1_500);
+        let wait = self.slowly(wait);
         self.agent_after(wait, AgentEvent::Dial);
     }
 
@@ -216,21 +277,31 @@ impl World {
         {
             position.tail.clear();
         }
+        if let Some(CloudBody::Mirror(mirror)) = &message.body
+            && self.agent.mirrors.len() == mirror.mirror as usize
+        {
+            let name = TopicName::new(&mirror.topic).expect("a legal name");
+            self.agent.mirrors.push(topic_number(&name));
+        }
         self.tell_agent(EdgeInput::Message(message));
     }
 
     /// Gives the agent an input and does what it asks for.
-    fn tell_agent(&mut self, input: EdgeInput) {
+    pub(crate) fn tell_agent(&mut self, input: EdgeInput) {
         let position = match &input {
             EdgeInput::Message(CloudMessage { body: Some(CloudBody::Position(position)) }) => {
+                self.hears_position(position);
                 Some(!position.tail.is_empty())
             }
             _ => None,
         };
         self.agent.link.handle(input, self.now);
+        self.checkpoint(false);
+        let outputs: Vec<_> = std::iter::from_fn(|| self.agent.link.poll_output()).collect();
+        self.judge_outputs(&outputs);
         let (mut placed, mut asked, mut fetches) = (false, false, false);
         let mut closed = false;
-        while let Some(output) = self.agent.link.poll_output() {
+        for output in outputs {
             match &output {
                 EdgeOutput::Send(message) => placed |= matches!(message.body, Some(EdgeBody::Placed(_))),
                 EdgeOutput::CompareTail { .. } => asked = true,
@@ -255,8 +326,9 @@ impl World {
             if let Some(connection) = self.agent.connection.take() {
                 self.close_link(connection, false);
             }
-            self.agent.link.handle(EdgeInput::Disconnected, self.now);
-            self.redial();
+            self.tell_agent(EdgeInput::Disconnected);
+            self.checkpoint(true);
+            return self.redial();
         }
         self.pump_frames();
         let due = self.agent.link.next_timeout().map(|(due, _)| due);
@@ -290,12 +362,31 @@ impl World {
             }
             EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset } => {
                 let place = (topic_number(&topic), partition);
+                if self.disk.is_some() {
+                    return self.tell_disk(Command::Compare { place, ticket, tail, next_offset });
+                }
                 let wait = self.dice.millis(1, 200);
                 let event = AgentEvent::Compare { place, ticket, tail, next_offset };
                 self.agent_after(wait, event);
             }
-            EdgeOutput::Fetch { topic, partition, fetch, offset } => {
-                self.start_fetch((topic_number(&topic), partition), fetch, offset);
+            EdgeOutput::Watch { filters } => {
+                self.agent.filters = filters;
+                let wait = self.dice.millis(1, 2_000);
+                self.agent_after(wait, AgentEvent::Searched);
+            }
+            EdgeOutput::Spill { ticket, frames } => self.tell_disk(Command::Spill { ticket, frames }),
+            EdgeOutput::Load { topic, partition, ticket, offset, max_bytes } => {
+                self.tell_disk(Command::Load { topic, partition, ticket, offset, max_bytes });
+            }
+            EdgeOutput::Trim { mut confirmed } => {
+                if self.plan.bug == Some(Bug::TrimBeforeConfirm) {
+                    crate::bugs::trim_what_was_sent(&mut confirmed, &self.agent.status());
+                }
+                self.tell_disk(Command::Trim { confirmed });
+            }
+            EdgeOutput::Discard { partitions } => self.tell_disk(Command::Discard { partitions }),
+            EdgeOutput::Fetch { topic, partition, fetch, offset, epoch } => {
+                self.start_fetch((topic_number(&topic), partition), fetch, offset, epoch);
             }
             EdgeOutput::PauseFetch { topic, partition } => {
                 self.ghost.count("fetch throttled");
@@ -330,11 +421,43 @@ impl World {
         }
     }
 
+    /// Keeps what is to outlive the process: lists that changed, or with `all` also where partitions stand.
+    fn checkpoint(&mut self, all: bool) {
+        if self.disk.is_none() {
+            return;
+        }
+        let Some(mut checkpoint) = self.agent.link.take_checkpoint(all) else { return };
+        if self.plan.bug == Some(Bug::CheckpointAhead) {
+            crate::bugs::keep_what_was_fetched(&mut checkpoint, &self.agent.status());
+        }
+        self.tell_disk(Command::Save(checkpoint));
+    }
+
+    /// Where a mirror ends, as the agent is about to hear.
+    fn hears_position(&mut self, position: &Position) {
+        let status = self.agent.status();
+        let Some(place) = self.agent.mirrors.get(position.mirror as usize).map(|&topic| (topic, position.partition))
+        else {
+            return;
+        };
+        self.ghost.kept.position(place, position.next_offset);
+        let mirror = status.mirrors.iter().find(|mirror| mirror.topic == source_topic(place.0));
+        let partition = usize::try_from(place.1).ok().and_then(|at| mirror?.partitions.get(at));
+        let Some((first, next)) = partition.and_then(|partition| partition.journal) else { return };
+        if partition.and_then(|partition| partition.confirmed) > Some(position.next_offset) {
+            let within = (first..next).contains(&position.next_offset);
+            self.ghost.count(if within { "rewound into the journal" } else { "rewound below the journal" });
+        }
+    }
+
     /// Hands frames to the link, few at a time: which one goes next is decided late.
     fn pump_frames(&mut self) {
         let Some(connection) = self.agent.connection else { return };
         while self.carrier.backlog(connection, Flow::AgentData) < LINK_BACKLOG {
-            let Some(frame) = self.agent.link.poll_frame() else { return };
+            let Some(frame) = self.next_frame() else { return };
+            if matches!(frame.body, OutgoingBody::Packed(_)) {
+                self.ghost.count("drained");
+            }
             self.trace(|| {
                 let (first, next) = (frame.first_offset(), frame.next_offset());
                 format!("frame: mirror {} partition {} {first}..{next}", frame.mirror, frame.partition)
@@ -347,6 +470,24 @@ impl World {
         }
     }
 
+    fn next_frame(&mut self) -> Option<Outgoing> {
+        let frame = self.agent.link.poll_frame();
+        if self.plan.bug != Some(Bug::DrainOutOfOrder) {
+            return frame;
+        }
+        let frame = frame?;
+        let of = |frame: &Outgoing| (frame.mirror, frame.run, frame.partition);
+        if self.agent.held_back.as_ref().is_some_and(|held| of(held) == of(&frame)) {
+            // It goes first; the one it overtakes follows.
+            return self.agent.held_back.replace(frame).and_then(|held| self.agent.held_back.replace(held));
+        }
+        if self.agent.held_back.is_none() && matches!(frame.body, OutgoingBody::Packed(_)) && self.dice.chance(300) {
+            self.agent.held_back = Some(frame);
+            return self.next_frame();
+        }
+        Some(frame)
+    }
+
     /// The link has carried some bytes.
     pub(crate) fn link_took_bytes(&mut self, connection: u64) {
         if self.agent.up && self.agent.connection == Some(connection) {
@@ -354,131 +495,13 @@ impl World {
         }
     }
 
-    fn discovered(&mut self, topic: usize) {
-        if !self.agent.watched.contains(&topic) {
-            return;
-        }
-        let source = if self.source_gone.contains_key(&topic) {
-            Err("the topic does not exist".to_owned())
-        } else {
-            let partitions = self.source.keys().filter(|place| place.0 == topic).count();
-            Ok(SourceTopic {
-                partitions: i32::try_from(partitions).expect("small"),
-                topic_id: Some([u8::try_from(topic).expect("small"); 16]),
-                configs: Vec::new(),
-            })
-        };
-        let topic = source_topic(topic);
-        self.tell_agent(EdgeInput::Source { topic, source });
-    }
-
-    /// A source topic has changed; an agent that watches it finds out.
-    pub(crate) fn source_changed(&mut self, topic: usize) {
-        let wait = self.dice.millis(10, 2_000);
-        self.agent_after(wait, AgentEvent::Discovered { topic });
-    }
-
-    fn compare(&mut self, place: Place, ticket: u64, tail: Vec<TailBatch>, next_offset: Offset) {
-        let compared = self
-            .source
-            .get(&place)
-            .filter(|_| !self.source_gone.contains_key(&place.0))
-            .and_then(|source| source.compare(&tail, next_offset));
-        let Some((mut verdict, epoch)) = compared else {
-            let event = AgentEvent::Compare { place, ticket, tail, next_offset };
-            return self.agent_after(Time::from_millis(100), event);
-        };
-        if self.plan.bug == Some(Bug::ResumeWithoutTail) {
-            verdict = Verdict::Agrees;
-        }
-        self.ghost.count(match verdict {
-            Verdict::Agrees => "tail compared from the source",
-            Verdict::Unverified => "no tail to compare",
-            Verdict::Failed(_) => "tail found different",
-        });
-        self.agent.compared.insert(place, (next_offset, epoch));
-        let topic = source_topic(place.0);
-        self.tell_agent(EdgeInput::TailCompared { topic, partition: place.1, ticket, verdict });
-    }
-
-    fn start_fetch(&mut self, place: Place, fetch: u64, offset: Offset) {
-        let compared = self.agent.compared.get(&place).copied();
-        let last_epoch = compared.filter(|&(at, _)| at == offset).and_then(|(_, epoch)| epoch);
-        if self.ghost.fetched_beyond(place, offset) {
-            self.ghost.count("fetched again");
-        }
-        let fetcher = Fetcher { fetch, position: offset, last_epoch, paused: false, under_way: false };
-        self.agent.fetchers.insert(place, fetcher);
-        self.fetch_on(place, Time::ZERO);
-    }
-
-    /// Asks for more of a partition, unless it is paused or a request is under way.
-    fn fetch_on(&mut self, place: Place, wait: Time) {
-        let delay = self.dice.millis(0, 40);
-        let Some(fetcher) = self.agent.fetchers.get_mut(&place) else {
-            return;
-        };
-        if fetcher.paused || std::mem::replace(&mut fetcher.under_way, true) {
-            return;
-        }
-        let fetch = fetcher.fetch;
-        self.agent_after(wait + delay, AgentEvent::FetchDue { place, fetch });
-    }
-
-    /// The source's broker reads.
-    fn fetch_due(&mut self, place: Place, fetch: u64) {
-        let Some(fetcher) = self.agent.fetchers.get(&place).filter(|fetcher| fetcher.fetch == fetch) else {
-            return;
-        };
-        let Some(source) = self.source.get(&place) else { return };
-        if self.source_gone.contains_key(&place.0) {
-            return self.agent_after(Time::from_millis(300), AgentEvent::FetchDue { place, fetch });
-        }
-        let fetched = source.fetch(fetcher.position, fetcher.last_epoch, self.plan.fetch_bytes);
-        let delay = self.dice.millis(0, 40);
-        self.agent_after(delay, AgentEvent::FetchArrives { place, fetch, fetched });
-    }
-
-    fn fetch_arrives(&mut self, place: Place, fetch: u64, fetched: Fetched) {
-        let largest = self.plan.max_frame_bytes - ENTRY_OVERHEAD;
-        let Some(fetcher) = self.agent.fetchers.get_mut(&place).filter(|fetcher| fetcher.fetch == fetch) else {
-            return;
-        };
-        fetcher.under_way = false;
-        let (batches, high_watermark) = match fetched {
-            Fetched::Failed(failure) => return self.fetch_failed(place, fetch, failure),
-            Fetched::Batches { batches, high_watermark } => (batches, high_watermark),
-        };
-        let checked = |batch: &Batch| check_batch(place.1, batch, largest);
-        let failure = batches.iter().find_map(|batch| checked(batch).err());
-        let good: Vec<_> = batches.into_iter().take_while(|batch| checked(batch).is_ok()).collect();
-        if let Some(last) = good.last() {
-            fetcher.position = last.next_offset();
-            fetcher.last_epoch = Some(last.leader_epoch());
-            self.ghost.fetched(place, last.next_offset());
-        }
-        let idle = good.is_empty();
-        let topic = source_topic(place.0);
-        self.tell_agent(EdgeInput::Fetched { topic, partition: place.1, fetch, batches: good, high_watermark });
-        self.check_edge_budget();
-        if let Some(failure) = failure {
-            return self.fetch_failed(place, fetch, failure);
-        }
-        let wait = if idle { self.dice.millis(50, 500) } else { Time::ZERO };
-        self.fetch_on(place, wait);
-    }
-
-    fn fetch_failed(&mut self, place: Place, fetch: u64, failure: Failure) {
-        let topic = source_topic(place.0);
-        self.tell_agent(EdgeInput::FetchFailed { topic, fetch, failure });
-    }
-
     /// The agent dies on the spot; everything in memory is gone.
-    pub(crate) fn kill_agent(&mut self) {
+    pub(crate) fn kill_agent(&mut self, power_cut: bool) {
         if !std::mem::replace(&mut self.agent.up, false) {
             return;
         }
-        self.trace(|| "the agent is killed".to_owned());
+        self.trace(|| format!("the agent is killed, power cut {power_cut}"));
+        self.disk_stops(power_cut);
         for id in self.carrier.ids() {
             let Some(link) = self.carrier.connection(id) else { continue };
             if std::mem::replace(&mut link.agent_up, false) {
@@ -494,25 +517,21 @@ impl World {
     pub(crate) fn start_agent(&mut self) {
         if !self.agent.up {
             self.agent = Agent::new(&self.plan, self.agent.run + 1);
-            self.agent_after(Time::ZERO, AgentEvent::Dial);
+            if self.now < self.carrier.dark_until && self.disk.as_ref().is_some_and(Disk::knows_mirrors) {
+                self.ghost.count("dark restart");
+            }
+            self.agent_begins();
         }
     }
 
-    /// A producer at the source writes.
-    pub(crate) fn append_at_source(&mut self, place: Place, odd: Option<OddBatch>) {
-        let now_ms = self.wall_ms();
-        let size = match odd {
-            // Too large for both ends, or for the gateway only.
-            Some(OddBatch::TooLargeForFrame) => {
-                self.dice.between(self.plan.gateway_frame_bytes, self.plan.max_frame_bytes)
-            }
-            _ => self.plan.cloud_batch_bytes(place.0),
-        };
-        let (Some(source), Some(topic)) = (self.source.get_mut(&place), self.plan.topics.get(place.0)) else {
-            return;
-        };
-        source.append(&mut self.dice, topic, now_ms, odd.map(|odd| (odd, size)));
-        self.trace(|| format!("source: {place:?} grows, {odd:?}"));
+    /// A process begins, with what a former one left.
+    pub(crate) fn agent_begins(&mut self) {
+        if let Some(restored) = self.open_disk() {
+            self.check_kept();
+            self.tell_agent(restored);
+            self.agent_after(CHECKPOINT_EVERY, AgentEvent::Checkpoint);
+        }
+        self.agent_after(Time::ZERO, AgentEvent::Dial);
     }
 
     /// Bytes of a batch as the gateway would send it, with the next sequence.

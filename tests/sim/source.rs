@@ -29,7 +29,7 @@ impl Mark {
 /// Answer to a fetch.
 #[derive(Debug, Clone)]
 pub(crate) enum Fetched {
-    Batches { batches: Vec<Batch>, high_watermark: Offset },
+    Batches { batches: Vec<Batch>, high_watermark: Offset, log_start: Offset },
     Failed(Failure),
 }
 
@@ -46,7 +46,8 @@ pub(crate) struct SourcePartition {
     leader_epoch: i32,
     /// First offset of each leader epoch that wrote something.
     epochs: Vec<(i32, Offset)>,
-    /// The log as it was before each loss of its tail, then the log as it is: all marks since the beginning.
+    /// The log as it was before each loss of its tail, and of topics that had the name before, then the log as it is: all
+    /// marks since the beginning.
     histories: Vec<Vec<Mark>>,
     serial: i64,
 }
@@ -64,6 +65,13 @@ impl SourcePartition {
             histories: vec![Vec::new()],
             serial: 0,
         }
+    }
+
+    /// The partition of a topic that takes this one's name.
+    pub(crate) fn remade(&self) -> Self {
+        let mut histories = self.histories.clone();
+        histories.push(Vec::new());
+        Self { histories, serial: self.serial, ..Self::new(self.partition, 0) }
     }
 
     pub(crate) fn log_start(&self) -> Offset {
@@ -211,8 +219,10 @@ impl SourcePartition {
         let mut bytes = 0;
         let visible = self
             .batches
+            .get(self.batches.partition_point(|batch| batch.next_offset() <= offset)..)
+            .unwrap_or_default()
             .iter()
-            .filter(|batch| batch.next_offset() > offset && batch.next_offset() <= self.high_watermark);
+            .take_while(|batch| batch.next_offset() <= self.high_watermark);
         let batches = visible
             .take_while(|batch| {
                 let first = bytes == 0;
@@ -221,7 +231,7 @@ impl SourcePartition {
             })
             .cloned()
             .collect();
-        Fetched::Batches { batches, high_watermark: self.high_watermark }
+        Fetched::Batches { batches, high_watermark: self.high_watermark, log_start: self.log_start }
     }
 
     /// `Partition.readRecords`: where the log of that epoch ends before `offset`, the reader holds another log.

@@ -9,6 +9,7 @@ use crate::carrier::{Carrier, Flow, Line};
 use crate::cloud::{Gateway, Registry};
 use crate::cluster::{Answer, Cluster, ClusterEvent, Hosted};
 use crate::dice::Dice;
+use crate::disk::Disk;
 use crate::plan::{Fault, Plan};
 use crate::properties::{Ghost, Rule, Violation};
 use crate::site::{Agent, AgentEvent};
@@ -24,6 +25,10 @@ const PROGRESS_WITHIN: Time = Time::from_mins(1);
 /// After the faults are over, everything must be equal within this; slow links carry a backlog of minutes.
 const HEALED_WITHIN: Time = Time::from_mins(15);
 const CHECK_EVERY: Time = Time::from_millis(500);
+/// Checks after which the whole journal is looked at.
+const KEPT_EVERY: u32 = 8;
+/// What a phase of darkness of any length is like in numbers of events.
+const LONG_DARK_LIKE: Time = Time::from_secs(20);
 
 /// Whatever happens.
 #[derive(Debug, Clone)]
@@ -32,6 +37,13 @@ pub(crate) enum Event {
     Append(Place),
     SourceReplicated(Place),
     SourceBack(usize),
+    /// The hours or days of darkness are over.
+    LongDarkOver,
+    /// The operator deletes the mirror of a topic that was made anew, if that has stopped.
+    DeleteMirror {
+        topic: usize,
+        tries: u32,
+    },
     /// Of one run of the agent.
     Agent(u64, AgentEvent),
     AgentStart,
@@ -105,6 +117,9 @@ pub(crate) struct Ended {
     pub(crate) counters: BTreeMap<&'static str, u64>,
     pub(crate) trace_hash: u32,
     pub(crate) events: u64,
+    /// Bytes written to the journal, and batches appended to the mirrors.
+    pub(crate) journal_written: u64,
+    pub(crate) appended: usize,
 }
 
 /// Everything there is.
@@ -117,17 +132,27 @@ pub(crate) struct World {
     pub(crate) source: BTreeMap<Place, SourcePartition>,
     /// Source topics that cannot be read now.
     pub(crate) source_gone: BTreeMap<usize, bool>,
+    /// Times a source topic was made anew.
+    pub(crate) remade: BTreeMap<usize, u8>,
     pub(crate) cluster: Cluster,
     pub(crate) registry: Registry,
     pub(crate) gateways: Vec<Gateway>,
     pub(crate) agent: Agent,
+    /// What the agent's box keeps when the agent dies.
+    pub(crate) disk: Option<Disk>,
     pub(crate) carrier: Carrier,
     pub(crate) wanted: Vec<Wanted>,
     pub(crate) registry_slow_until: Time,
     pub(crate) reads_fail_until: Time,
     pub(crate) healed: Option<Time>,
+    /// Until then the link is dark for hours or days, and everything happens as much more slowly as `slowness` says.
+    pub(crate) long_dark_until: Time,
+    long_dark: Time,
+    slowness: u32,
     /// When the sum of what the agent knows to be confirmed last changed, and the sum.
     last_progress: (Time, Offset),
+    checks: u32,
+    pub(crate) long_darks: u32,
     queue: BTreeMap<(Time, u64), Event>,
     serial: u64,
     tracing: Tracing,
@@ -135,14 +160,22 @@ pub(crate) struct World {
     events: u64,
 }
 
+/// Topics from this number on are mirrored because [`FILTER`] means them, under their own name.
+pub(crate) const FILTERED: usize = 8;
+pub(crate) const FILTER: &str = "f*";
+
 /// Name of a source topic.
 pub(crate) fn source_topic(number: usize) -> TopicName {
-    TopicName::new(&format!("s{number}")).expect("a legal name")
+    topic_name(if number < FILTERED { 's' } else { 'f' }, number)
 }
 
 /// Name of a mirror topic.
 pub(crate) fn mirror_topic(number: usize) -> TopicName {
-    TopicName::new(&format!("m{number}")).expect("a legal name")
+    topic_name(if number < FILTERED { 'm' } else { 'f' }, number)
+}
+
+fn topic_name(letter: char, number: usize) -> TopicName {
+    TopicName::new(&format!("{letter}{number}")).expect("a legal name")
 }
 
 /// Number of a topic by its name.
@@ -153,7 +186,7 @@ pub(crate) fn topic_number(name: &TopicName) -> usize {
 
 impl World {
     pub(crate) fn new(plan: Plan, dice: Dice, tracing: Tracing) -> Self {
-        let wanted = plan.topics.iter().map(|topic| Wanted { known: topic.known, paused: false }).collect();
+        let wanted = plan.topics.values().map(|topic| Wanted { known: topic.known, paused: false }).collect();
         let agent = Agent::new(&plan, 1);
         let mut world = Self {
             dice,
@@ -161,16 +194,23 @@ impl World {
             ghost: Ghost::default(),
             source: BTreeMap::new(),
             source_gone: BTreeMap::new(),
+            remade: BTreeMap::new(),
             cluster: Cluster::default(),
             registry: Registry::default(),
             gateways: (0..2).map(Gateway::new).collect(),
             agent,
+            disk: plan.disk.map(|disk| Disk::new(disk, plan.bug)),
             carrier: Carrier::default(),
             wanted,
             registry_slow_until: Time::ZERO,
             reads_fail_until: Time::ZERO,
             healed: None,
+            long_dark_until: Time::ZERO,
+            long_dark: Time::ZERO,
+            slowness: 1,
             last_progress: (Time::ZERO, 0),
+            checks: 0,
+            long_darks: 0,
             queue: BTreeMap::new(),
             serial: 0,
             tracing,
@@ -182,10 +222,21 @@ impl World {
         world
     }
 
+    pub(crate) fn long_dark_length(&self) -> Time {
+        self.long_dark
+    }
+
+    /// Whether a request for a partition is on its way to a broker.
+    pub(crate) fn is_on_its_way(&self, place: Place) -> bool {
+        self.queue.values().any(
+            |event| matches!(event, Event::Cluster(ClusterEvent::Arrive { request, .. }) if request.place == place),
+        )
+    }
+
     fn begin(&mut self) {
         let plan = format!("{:?}", self.plan);
         self.trace(|| plan);
-        for (topic, plan) in self.plan.topics.clone().into_iter().enumerate() {
+        for (topic, plan) in self.plan.topics.clone() {
             for partition in 0..plan.partitions {
                 self.add_partition((topic, partition), plan.begin);
             }
@@ -194,12 +245,25 @@ impl World {
             let first = self.dice.millis(0, 2 * usize::try_from(mean.as_millis()).expect("small"));
             self.after(first, Event::Fault(fault));
         }
-        self.after(Time::ZERO, Event::Agent(1, AgentEvent::Dial));
+        self.agent_begins();
         self.after(CHECK_EVERY, Event::Check);
     }
 
     /// A partition at the source, and its mirror, which holds a part of it where the logs do not begin at 0.
     pub(crate) fn add_partition(&mut self, place: Place, begin: Offset) {
+        self.add_empty_partition(place, begin);
+        if begin > 0 || self.dice.chance(200) {
+            let history = self.dice.between(0, 30);
+            for _ in 0..history {
+                self.append_at_source(place, None);
+            }
+            let mirrored = self.dice.between(0, history);
+            self.mirror_beforehand(place, mirrored);
+        }
+    }
+
+    /// A partition at the source without records, and its mirror.
+    pub(crate) fn add_empty_partition(&mut self, place: Place, begin: Offset) {
         self.source.insert(place, SourcePartition::new(place.1, begin));
         let hosted = Hosted {
             log: self.new_log(place, begin),
@@ -210,14 +274,6 @@ impl World {
         };
         self.cluster.partitions.insert(place, hosted);
         self.ghost.add(place, begin);
-        if begin > 0 || self.dice.chance(200) {
-            let history = self.dice.between(0, 30);
-            for _ in 0..history {
-                self.append_at_source(place, None);
-            }
-            let mirrored = self.dice.between(0, history);
-            self.mirror_beforehand(place, mirrored);
-        }
         let wait = self.dice.millis(0, 1_000);
         self.after(wait, Event::Append(place));
     }
@@ -229,6 +285,21 @@ impl World {
 
     pub(crate) fn after(&mut self, wait: Time, event: Event) {
         self.at(self.now + wait, event);
+    }
+
+    /// A wait that is longer while the link is dark for days, but not beyond the end of that.
+    pub(crate) fn slowly(&self, wait: Time) -> Time {
+        let left = self.long_dark_until.saturating_sub(self.now);
+        if left == Time::ZERO { wait } else { (wait * self.slowness).min(left + wait) }
+    }
+
+    /// Nothing gets through the link for so long. As many things happen as in [`LONG_DARK_LIKE`] otherwise.
+    pub(crate) fn darken_for_long(&mut self, dark: Time) {
+        (self.long_dark, self.long_dark_until) = (dark, self.now + dark);
+        let slowness = dark.as_secs() / LONG_DARK_LIKE.as_secs();
+        self.slowness = u32::try_from(slowness).expect("small").max(1);
+        self.plan.trouble += dark;
+        self.at(self.long_dark_until, Event::LongDarkOver);
     }
 
     pub(crate) fn serial(&mut self) -> u64 {
@@ -272,12 +343,15 @@ impl World {
                 if self.checked() {
                     break;
                 }
-                self.after(CHECK_EVERY, Event::Check);
+                let wait = self.slowly(CHECK_EVERY);
+                self.after(wait, Event::Check);
             } else {
                 self.happen(event);
             }
         }
         Ended {
+            journal_written: self.disk.as_ref().map_or(0, Disk::written_bytes),
+            appended: self.cluster.partitions.values().map(|hosted| hosted.log.batches().len()).sum(),
             violation: self.ghost.violation,
             counters: self.ghost.counters,
             trace_hash: self.trace_hash,
@@ -288,6 +362,10 @@ impl World {
     /// Whether all is over.
     fn checked(&mut self) -> bool {
         self.carrier.tidy();
+        self.checks += 1;
+        if self.checks.is_multiple_of(KEPT_EVERY) {
+            self.check_kept();
+        }
         let Some(healed) = self.healed else { return false };
         match self.unfinished() {
             None => {
@@ -329,6 +407,8 @@ impl World {
                     self.on_agent(event);
                 }
             }
+            Event::LongDarkOver => self.long_dark_is_over(),
+            Event::DeleteMirror { topic, tries } => self.delete_mirror(topic, tries),
             Event::AgentStart => self.start_agent(),
             Event::Gateway(at, process, event) => self.on_gateway(at, process, event),
             Event::GatewayStart(at) => self.start_gateway(at),
@@ -375,7 +455,7 @@ impl World {
         if self.healed.is_some() {
             return;
         }
-        let Some(plan) = self.plan.topics.get(place.0).cloned() else {
+        let Some(plan) = self.plan.topics.get(&place.0).cloned() else {
             return;
         };
         let odd = plan.odd.filter(|_| self.dice.chance(20));
@@ -385,6 +465,7 @@ impl World {
         self.append_at_source(place, odd);
         let pace = usize::try_from(plan.pace.as_millis()).expect("small");
         let wait = if self.dice.chance(50) { self.dice.millis(0, 12 * pace) } else { self.dice.millis(0, 2 * pace) };
+        let wait = self.slowly(wait);
         self.after(wait, Event::Append(place));
         let behind = self.dice.millis(0, 60);
         self.after(behind, Event::SourceReplicated(place));

@@ -1,0 +1,5 @@
+//! The agent's journal, under the name that its evidence knows it by.
+
+pub(crate) use tombolo_agent::journal::Journal;
+#[cfg(test)]
+pub(crate) use tombolo_agent::journal::{JournalFrame, MemoryJournal};
