@@ -21,6 +21,8 @@ use crate::wire::{
     Close, CloseCode, CloudBody, EdgeBody, EdgeMessage, Hello, Position, TopicConfig, VERSIONS, Welcome,
 };
 
+/// For a session to tell positions. A partition that has none by then is read all the same, as in the dark.
+const PATIENCE: Time = Time::from_secs(30);
 /// Of the window, this part is for what is read back from the journal.
 const DRAIN_SHARE: usize = 4;
 
@@ -46,6 +48,10 @@ struct Open {
     topics: Vec<TopicName>,
     /// All mirrors of the Welcome were told, and the filters.
     listed: bool,
+    /// What has no position by then is read all the same.
+    patience: Time,
+    /// It is past that.
+    impatient: bool,
     positions_due: Time,
 }
 
@@ -68,6 +74,8 @@ struct EdgeMirror {
     topic_id: Option<[u8; 16]>,
     /// Partitions and configs of the source topic when it was last seen.
     shape: (Partition, Vec<TopicConfig>),
+    /// When it was last seen.
+    retention: Retention,
     /// Id of the topic that has taken the source topic's place.
     replaced: Option<[u8; 16]>,
     /// While a topic has taken its place: whether the mirror was found to be the old one's, and positions that wait for
@@ -79,6 +87,8 @@ struct EdgeMirror {
     settled: bool,
     /// It is FAILED once what is held has reached the cloud.
     ending: Option<Failure>,
+    /// Not read in the dark: it was FAILED when the last process ended, or the gateway did not want it.
+    resting: bool,
     /// Credit of frames that the gateway holds until it hears that the mirror is FAILED.
     owed_credit: usize,
     partitions: Vec<EdgePartition>,
@@ -91,11 +101,13 @@ impl EdgeMirror {
             phase,
             topic_id: None,
             shape: (0, Vec::new()),
+            retention: Retention::default(),
             replaced: None,
             is_old: false,
             undecided: Vec::new(),
             settled: false,
             ending: None,
+            resting: false,
             owed_credit: 0,
             partitions: Vec::new(),
         }
@@ -248,6 +260,12 @@ impl EdgeLink {
     }
 
     fn disconnected(&mut self) {
+        // Topics that the gateway had time to make mirrors of, and did not.
+        if let Session::Open(Open { listed: true, impatient: true, .. }) = self.session {
+            for mirror in self.mirrors.values_mut().filter(|mirror| mirror.id.is_none()) {
+                mirror.resting = true;
+            }
+        }
         self.session = Session::Down;
         self.ready.clear();
         self.loads.clear();
@@ -364,6 +382,8 @@ impl EdgeLink {
             max_frame_bytes,
             topics: Vec::new(),
             listed: false,
+            patience: now + PATIENCE,
+            impatient: false,
             positions_due: now + POSITIONS_EVERY,
         });
         Ok(())
@@ -394,14 +414,13 @@ fn mirror_status((topic, mirror): (&TopicName, &EdgeMirror)) -> EdgeMirrorStatus
         rewinds: partition.rewinds,
         journal: partition.journal(),
         source_log_start: partition.log_start,
-        last_timestamp: partition.last_timestamp(),
-        stuck: partition.stuck,
+        unsafe_timestamp: partition.unsafe_timestamp(),
+        stuck: partition.stuck.is_some(),
     };
-    let retention = if let Phase::Ready(source) = &mirror.phase { source.retention } else { Retention::default() };
     EdgeMirrorStatus {
         topic: topic.clone(),
         state,
-        retention,
+        retention: mirror.retention,
         partitions: mirror.partitions.iter().map(partition).collect(),
     }
 }

@@ -111,8 +111,8 @@ pub(super) struct EdgePartition {
     pub(super) unverified: bool,
     /// Times the cloud came back without what it had confirmed, over all sessions.
     pub(super) rewinds: u64,
-    /// Reading it failed in the dark: only a position tells whether that matters.
-    pub(super) stuck: bool,
+    /// Reading it failed in the dark: a position will tell whether that matters. It is tried again after so many looks.
+    pub(super) stuck: Option<u32>,
     /// Changed since the last checkpoint.
     pub(super) dirty: bool,
     /// The journal has not been told how far it may let go.
@@ -153,7 +153,7 @@ impl EdgePartition {
             queued: false,
             unverified: false,
             rewinds: 0,
-            stuck: false,
+            stuck: None,
             dirty: false,
             untrimmed: false,
             in_loads: false,
@@ -202,9 +202,12 @@ impl EdgePartition {
         self.journal
     }
 
-    /// Timestamp of the last batch fetched, in ms since 1970.
-    pub(super) fn last_timestamp(&self) -> Option<i64> {
-        self.last_timestamp
+    /// Timestamp of the first batch that is neither confirmed nor in the journal, in ms since 1970; of the last one fetched
+    /// where all of them are.
+    pub(super) fn unsafe_timestamp(&self) -> Option<i64> {
+        let end = self.durable_end()?;
+        let first = self.held().find(|held| held.batch.base_offset() >= end);
+        first.map(|held| held.batch.base_timestamp()).or(self.last_timestamp)
     }
 
     /// What is remembered of what the cloud confirmed, and the source's epoch of its last batch.
@@ -330,7 +333,7 @@ impl EdgePartition {
     /// journal's part is to be discarded and fetching to start anew at [`EdgeProgress::fetched`].
     pub(super) fn place(&mut self, run: u32, next_offset: Offset) -> bool {
         debug_assert!(self.flight.is_empty(), "unsend comes first");
-        self.stuck = false;
+        self.stuck = None;
         self.dirty = true;
         self.untrimmed = true;
         let goes_on = self.goes_on_at(next_offset);

@@ -14,6 +14,8 @@ use crate::wire::{EdgeBody, PartitionOffset, Placed, Position, Positions, TailBa
 
 /// How often the source's high watermarks are told to the gateway.
 pub(super) const POSITIONS_EVERY: Time = Time::from_secs(1);
+/// Looks at the source before a partition that could not be read in the dark is tried again.
+const STUCK_LOOKS: u32 = 30;
 
 impl EdgeLink {
     /// The next frame to send, chosen now; `None` until more is fetched, confirmed or placed.
@@ -93,7 +95,9 @@ impl EdgeLink {
         let confirmed = partition.progress().map_or(0, |progress| progress.confirmed);
         let lost = rewind || next_offset < confirmed;
         partition.rewinds += u64::from(lost);
+        self.lists_changed |= !mirror.settled;
         mirror.settled = true;
+        mirror.resting = false;
         if mirror.replaced.is_some() {
             let ours = mirror.partitions.iter().filter_map(EdgePartition::progress).any(|at| at.confirmed > 0);
             match (next_offset, confirmed) {
@@ -243,12 +247,14 @@ impl EdgeLink {
             return self.end(topic, failure);
         }
         // From where an old checkpoint left off, perhaps: the gateway will say where to go on.
-        self.with(&key, |partition| {
-            partition.stuck = true;
+        let stuck_before = self.with(&key, |partition| {
             partition.fetching = Fetching::Off;
+            partition.stuck.replace(STUCK_LOOKS).is_some()
         });
         self.throttled.remove(&key);
-        self.outputs.push_back(EdgeOutput::Event(EdgeEvent::Stuck { topic: key.0, failure }));
+        if stuck_before == Some(false) {
+            self.outputs.push_back(EdgeOutput::Event(EdgeEvent::Stuck { topic: key.0, failure }));
+        }
     }
 
     /// Pauses the partition's fetch where it holds its share of the window.
@@ -334,6 +340,7 @@ impl EdgeLink {
             return;
         }
         open.positions_due = now + POSITIONS_EVERY;
+        open.impatient = now >= open.patience;
         let mut entries = Vec::new();
         for mirror in self.mirrors.values_mut() {
             let Some(MirrorId(id)) = mirror.id else { continue };

@@ -117,6 +117,7 @@ impl EdgeLink {
             self.lists_changed |= mirror.topic_id != found.topic_id || mirror.shape != shape;
             mirror.topic_id = found.topic_id;
             mirror.shape = shape;
+            mirror.retention = found.retention;
             mirror.grow(found.partitions);
         }
         self.take_source(topic, &source);
@@ -242,6 +243,7 @@ impl EdgeLink {
             return;
         }
         mirror.phase = Phase::Failed(failure.clone());
+        self.lists_changed = true;
         mirror.undecided.clear();
         mirror.ending = None;
         let id = mirror.id;

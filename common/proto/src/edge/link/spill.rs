@@ -9,9 +9,11 @@
 //!
 //! A frame that is confirmed within the spill delay is never written.
 
+use std::collections::BTreeMap;
+
 use super::flow::is_blocked;
 use super::{EdgeLink, EdgeMirror, Key, Phase, Session};
-use crate::edge::partition::{EdgePartition, Fetching};
+use crate::edge::partition::{EdgePartition, Fetching, Placement};
 use crate::edge::{
     Checkpoint, CheckpointMirror, CheckpointPartition, EdgeEvent, EdgeOutput, JournalRange, SpillError, SpillFrame,
 };
@@ -28,7 +30,7 @@ const LOAD_BYTES: usize = 512 << 10;
 const MAX_LOADS: usize = 4;
 /// Before a full journal is tried again.
 const FULL_PAUSE: Time = Time::from_secs(1);
-/// With a full window and the link up a batch goes to the journal after this part of the spill delay.
+/// While partitions wait for room and the link is up, a batch goes to the journal after this part of the spill delay.
 const PRESSURE: u32 = 4;
 
 /// What the journal is doing.
@@ -49,7 +51,7 @@ enum JournalPhase {
     /// `due`: when batches will have waited for too long; `None` while there are none.
     Idle {
         due: Option<Time>,
-        /// `due` was found with a full window.
+        /// `due` was found while partitions waited for room.
         pressed: bool,
     },
     Writing(Writing),
@@ -107,6 +109,8 @@ impl EdgeLink {
             topic: topic.clone(),
             topic_id: mirror.topic_id,
             paused: matches!(mirror.phase, Phase::Paused),
+            failed: matches!(mirror.phase, Phase::Failed(_)),
+            settled: mirror.settled,
             partitions: mirror.shape.0,
             configs: mirror.shape.1.clone(),
         };
@@ -124,10 +128,10 @@ impl EdgeLink {
         if !self.filters.is_empty() {
             self.outputs.push_back(EdgeOutput::Watch { filters: self.filters.clone() });
         }
-        for CheckpointMirror { topic, topic_id, paused, partitions, configs } in checkpoint.mirrors {
+        for CheckpointMirror { topic, topic_id, paused, failed, settled, partitions, configs } in checkpoint.mirrors {
             let phase = if paused { Phase::Paused } else { Phase::Discovering };
             let shape = (partitions, configs);
-            let mirror = EdgeMirror { topic_id, shape, settled: true, ..EdgeMirror::new(phase) };
+            let mirror = EdgeMirror { topic_id, shape, settled, resting: failed, ..EdgeMirror::new(phase) };
             self.mirrors.insert(topic, mirror);
         }
         // Frames of a mirror that no checkpoint names: kept all the same, for the gateway to say.
@@ -156,13 +160,6 @@ impl EdgeLink {
             self.journal.phase = JournalPhase::IDLE;
         }
         self.journal.loads = 0;
-        for key in self.keys() {
-            if let Some(Fetching::Running { .. } | Fetching::Paused { .. }) = self.with(&key, |at| at.fetching) {
-                let (topic, partition) = key;
-                self.outputs.push_back(EdgeOutput::StopFetch { topic, partition });
-            }
-        }
-        self.throttled.clear();
         self.take_ranges(ranges);
         if self.journal.trouble.take().is_some() {
             self.outputs.push_back(EdgeOutput::Event(EdgeEvent::Journal { trouble: None }));
@@ -181,10 +178,23 @@ impl EdgeLink {
 
     /// Every partition goes on from what the journal holds of it, or from what the cloud confirmed.
     fn take_ranges(&mut self, ranges: &[JournalRange]) {
-        let mut trims = Vec::new();
+        let by_key: BTreeMap<_, _> = ranges.iter().map(|range| ((&range.topic, range.partition), range)).collect();
+        let (mut trims, mut others) = (Vec::new(), Vec::new());
         for key in self.keys() {
-            let range = ranges.iter().find(|range| range.topic == key.0 && range.partition == key.1);
+            let range = by_key.get(&(&key.0, key.1)).copied();
+            let topic_id = self.mirrors.get(&key.0).and_then(|mirror| mirror.topic_id);
+            // Of a topic that had the name before, and whose mirror is no more.
+            if let (Some(ours), Some(theirs)) = (topic_id, range.and_then(|range| range.topic_id))
+                && ours != theirs
+            {
+                others.push(key);
+                continue;
+            }
             let range = range.map(|range| (range.first, range.next, range.last_epoch));
+            if self.with(&key, |partition| partition.rejoin(range)) == Some(true) {
+                continue;
+            }
+            self.stop_fetch(&key);
             let confirmed = self.with(&key, |partition| {
                 let confirmed = partition.progress().map(|progress| progress.confirmed);
                 let shipped = partition.shipped();
@@ -198,15 +208,35 @@ impl EdgeLink {
         if !trims.is_empty() {
             self.outputs.push_back(EdgeOutput::Trim { confirmed: trims });
         }
+        if !others.is_empty() {
+            self.outputs.push_back(EdgeOutput::Discard { partitions: others });
+        }
+    }
+
+    fn stop_fetch(&mut self, key: &Key) {
+        self.throttled.remove(key);
+        if self.with(key, |at| at.fetching).is_some_and(|fetching| fetching != Fetching::Off) {
+            let (topic, partition) = key.clone();
+            self.outputs.push_back(EdgeOutput::StopFetch { topic, partition });
+        }
     }
 
     /// Reads partitions on that no session has placed since they were last read: the journal is there for that.
     pub(super) fn fetch_in_the_dark(&mut self, topic: &TopicName) {
-        if !self.journal.is_open() || !matches!(self.session, Session::Down | Session::Closing) {
+        let alone = match &self.session {
+            Session::Down | Session::Closing => true,
+            Session::AwaitWelcome => false,
+            Session::Open(open) => open.impatient,
+        };
+        if !self.journal.is_open() || !alone {
             return;
         }
         let Some(mirror) = self.mirrors.get(topic) else { return };
-        if !matches!(mirror.phase, Phase::Ready(_)) || mirror.ending.is_some() || mirror.replaced.is_some() {
+        if !matches!(mirror.phase, Phase::Ready(_))
+            || mirror.ending.is_some()
+            || mirror.replaced.is_some()
+            || mirror.resting
+        {
             return;
         }
         let settled = mirror.settled;
@@ -216,7 +246,11 @@ impl EdgeLink {
                     // Made since the last session: the mirror of it will begin where it begins.
                     partition.start(0);
                 }
-                partition.fetching == Fetching::Off && !partition.stuck && partition.progress().is_some()
+                if let Some(looks) = &mut partition.stuck {
+                    *looks = looks.saturating_sub(1);
+                }
+                let waits = partition.fetching == Fetching::Off && partition.placement == Placement::None;
+                waits && partition.stuck.is_none_or(|looks| looks == 0) && partition.progress().is_some()
             });
             if goes_on == Some(true) {
                 self.fetch(&key);
@@ -234,16 +268,19 @@ impl EdgeLink {
     /// Gives the journal what has waited for too long. In the dark all that is held goes with it: none of it can be
     /// confirmed soon.
     pub(super) fn spill(&mut self, now: Time) {
-        let full = self.window.free() == 0;
+        // A partition that holds its share is read no further, and the window need not be full for that.
+        let full = if self.is_open() { self.window.free() == 0 } else { !self.throttled.is_empty() };
         let JournalPhase::Idle { due: Some(due), pressed } = self.journal.phase else { return };
         if now < due && (!full || pressed) {
             return;
         }
-        let delay = match (full, self.is_open()) {
-            (false, _) => self.config.spill_delay,
-            (true, true) => self.config.spill_delay / PRESSURE,
-            // Nothing will be confirmed, and nothing is read before there is room.
-            (true, false) => Time::ZERO,
+        let delay = if !full {
+            self.config.spill_delay
+        } else if self.is_open() || self.window.used() < self.window.free() {
+            self.config.spill_delay / PRESSURE
+        } else {
+            // Nothing will be confirmed, little is read before there is room, and a commit is worth its while.
+            Time::ZERO
         };
         let since = |partition: &EdgePartition| partition.unsafe_since();
         let oldest = self.mirrors.values().flat_map(|mirror| &mirror.partitions).filter_map(since).min();
@@ -285,9 +322,17 @@ impl EdgeLink {
             if room == 0 {
                 break;
             }
-            for entries in self.with(&key, |partition| partition.spill(until, target, room)).unwrap_or_default() {
+            let topic_id = self.mirrors.get(&key.0).and_then(|mirror| mirror.topic_id);
+            let chosen = self.with(&key, |partition| {
+                let after = partition.journal().map(|(_, next)| next);
+                (after, partition.spill(until, target, room))
+            });
+            let Some((mut after, chosen)) = chosen else { continue };
+            for entries in chosen {
                 room = room.saturating_sub(entries.iter().map(Entry::bytes).sum());
-                frames.push(SpillFrame { topic: key.0.clone(), partition: key.1, entries });
+                let next = entries.last().map(Entry::next_offset);
+                frames.push(SpillFrame { topic: key.0.clone(), topic_id, partition: key.1, after, entries });
+                after = next;
                 self.journal.cursor = Some(key.clone());
             }
         }
@@ -403,6 +448,9 @@ impl EdgeLink {
             let max_bytes = if let Session::Open(open) = &self.session { open.max_frame_bytes } else { usize::MAX };
             let joined = self.with(key, |partition| partition.loaded(frames, max_bytes));
             debug_assert_eq!(joined, Some(true), "the journal lost {key:?}");
+            if joined != Some(true) {
+                return self.close(CloseCode::Unavailable, "the journal's frames do not join");
+            }
             self.queue(key);
             self.expect_load(key);
         }
@@ -418,6 +466,7 @@ impl EdgeLink {
         for (topic, mirror) in &mut self.mirrors {
             for partition in mirror.partitions.iter_mut().filter(|partition| partition.untrimmed) {
                 partition.untrimmed = false;
+                partition.trimmed();
                 confirmed.extend(partition.progress().map(|at| (topic.clone(), partition.partition(), at.confirmed)));
             }
         }

@@ -36,6 +36,8 @@ struct Site {
     spills: usize,
     /// Loads without an answer: ticket and offset.
     loads: Vec<(u64, Offset)>,
+    /// The Spill without an answer.
+    waiting: Option<(u64, Vec<SpillFrame>)>,
 }
 
 impl Site {
@@ -52,7 +54,8 @@ impl Site {
             spill_delay: DELAY,
             max_frame_bytes: 2_000,
         });
-        let mut site = Self { link, now: START, journal, outputs: Vec::new(), spills: 0, loads: Vec::new() };
+        let mut site =
+            Self { link, now: START, journal, outputs: Vec::new(), spills: 0, loads: Vec::new(), waiting: None };
         let ranges = site.ranges();
         site.feed(EdgeInput::Restored { checkpoint, ranges });
         site
@@ -61,7 +64,7 @@ impl Site {
     fn ranges(&self) -> Vec<JournalRange> {
         let (Some(first), Some(last)) = (self.journal.first(), self.journal.last()) else { return Vec::new() };
         let (first, next, last_epoch) = (first.first_offset, last.next_offset, last.last_epoch);
-        vec![JournalRange { topic: topic(), partition: 0, first, next, last_epoch, bytes: 1 }]
+        vec![JournalRange { topic: topic(), topic_id: None, partition: 0, first, next, last_epoch, bytes: 1 }]
     }
 
     fn feed(&mut self, input: EdgeInput) -> Vec<EdgeOutput> {
@@ -72,6 +75,9 @@ impl Site {
 
     fn poll(&mut self) {
         self.outputs = std::iter::from_fn(|| self.link.poll_output()).collect();
+        if let Some(spill) = spill(&self.outputs) {
+            assert!(self.waiting.replace(spill).is_none(), "one commit at a time");
+        }
         self.loads.extend(self.outputs.iter().filter_map(|output| {
             if let EdgeOutput::Load { ticket, offset, .. } = output { Some((*ticket, *offset)) } else { None }
         }));
@@ -145,7 +151,7 @@ impl Site {
 
     /// Answers Spills for as long as there are any.
     fn keep(&mut self, result: &Result<(), SpillError>) {
-        while let Some((ticket, frames)) = spill(&self.outputs) {
+        while let Some((ticket, frames)) = self.waiting.take() {
             self.spills += 1;
             if result.is_ok() {
                 self.journal.extend(frames.iter().map(|frame| Packed::new(&frame.entries)));
@@ -214,6 +220,8 @@ fn checkpoint(confirmed: Offset, shipped: Vec<TailBatch>) -> Checkpoint {
             topic: topic(),
             topic_id: Some([1; 16]),
             paused: false,
+            failed: false,
+            settled: true,
             partitions: 1,
             configs: Vec::new(),
         }],
@@ -293,9 +301,11 @@ fn a_full_journal_stops_fetching_says_so_once_and_goes_on_by_itself() {
     let full = || Err(SpillError::Full { reason: "the journal is full".to_owned() });
     let mut told = 0;
     for _ in 0..5 {
-        site.now += DELAY;
-        site.feed(EdgeInput::Timeout);
-        let (ticket, _) = spill(&site.outputs).expect("tried again");
+        if site.waiting.is_none() {
+            site.now += DELAY;
+            site.feed(EdgeInput::Timeout);
+        }
+        let (ticket, _) = site.waiting.take().expect("tried again");
         let outputs = site.feed(EdgeInput::Spilled { ticket, result: full() });
         told += outputs.iter().filter(|output| matches!(output, EdgeOutput::Event(EdgeEvent::Journal { .. }))).count();
     }
@@ -420,8 +430,19 @@ fn a_place_the_source_has_left_waits_for_the_gateways_word() {
 fn a_journal_that_was_opened_anew_begins_a_new_session_with_what_it_has() {
     let (mut site, fetch) = live();
     site.feed(EdgeInput::Disconnected);
-    site.fetched(fetch, &[0, 2, 4, 6]);
-    site.pass(DELAY);
+    for bases in [[0, 2], [4, 6]] {
+        site.fetched(fetch, &bases);
+        site.pass(DELAY);
+    }
+    site.fetched(fetch, &[8]);
+    site.connect();
+    site.position(1, 0, Vec::new());
+    let ranges = site.ranges();
+    let outputs = site.feed(EdgeInput::JournalOpened { ranges });
+    assert!(outputs.iter().any(|output| matches!(output, EdgeOutput::Close { .. })), "{outputs:?}");
+    assert_eq!(fetch_of(&outputs), None, "nothing is lost, in memory neither");
+    assert_eq!(site.status().fetched, Some(10));
+    site.feed(EdgeInput::Disconnected);
     site.connect();
     site.position(1, 0, Vec::new());
     site.journal.truncate(1);
@@ -430,6 +451,46 @@ fn a_journal_that_was_opened_anew_begins_a_new_session_with_what_it_has() {
     let outputs = site.feed(EdgeInput::JournalOpened { ranges });
     assert!(outputs.iter().any(|output| matches!(output, EdgeOutput::Close { .. })), "{outputs:?}");
     assert_eq!(fetch_of(&outputs).map(|(_, offset, _)| offset), Some(end), "what is lost is read again, link or not");
+}
+
+#[test]
+fn frames_of_another_topic_id_are_discarded_at_the_start() {
+    let other = |topic_id| {
+        let mut site = Site::new();
+        site.journal = frames(&[0, 4]);
+        let mut ranges = site.ranges();
+        for range in &mut ranges {
+            range.topic_id = topic_id;
+        }
+        site.feed(EdgeInput::Restored { checkpoint: checkpoint(2, tail(0)), ranges })
+    };
+    assert!(discards(&other(Some([2; 16]))));
+    assert!(!discards(&other(Some([1; 16]))));
+    assert!(!discards(&other(None)), "not known");
+}
+
+#[test]
+fn what_failed_or_was_not_wanted_is_not_read_in_the_dark() {
+    let mut kept = checkpoint(2, tail(0));
+    kept.mirrors[0].failed = true;
+    let mut site = Site::restored(kept, Vec::new());
+    assert_eq!(fetch_of(&site.found(1)), None);
+
+    let mut site = Site::new();
+    site.open(&["ord*"]);
+    site.feed(EdgeInput::Discovered { topics: vec![topic()] });
+    site.pass(Time::from_mins(1));
+    site.feed(EdgeInput::Disconnected);
+    assert_eq!(fetch_of(&site.found(1)), None, "the gateway had a minute to make it a mirror");
+}
+
+#[test]
+fn a_partition_without_a_position_is_read_all_the_same_after_a_while() {
+    let mut site = Site::restored(checkpoint(2, tail(0)), frames(&[0, 4]));
+    site.connect();
+    assert_eq!(fetch_of(&site.found(1)), None);
+    site.pass(Time::from_mins(1));
+    assert_eq!(fetch_of(&site.found(1)).map(|(_, offset, _)| offset), Some(8));
 }
 
 #[test]
@@ -449,116 +510,4 @@ fn a_mirror_that_is_paused_keeps_its_frames_and_one_that_failed_does_not() {
     let failed = Failure::of_topic(FailureCode::Diverged, "two logs");
     let outputs = site.message(CloudBody::Failed(crate::wire::Failed::new(MirrorId(0), &failed)));
     assert!(discards(&outputs), "{outputs:?}");
-}
-
-#[test]
-fn frames_kept_for_a_gateway_that_took_more_are_made_smaller() {
-    let mut site = Site::restored(checkpoint(2, tail(0)), frames(&[0, 4]));
-    assert!(site.journal[0].raw_bytes > 600);
-    site.found(1);
-    site.feed(EdgeInput::Connected { cluster_id: "source".to_owned() });
-    site.message(CloudBody::Welcome(Welcome {
-        version: 1,
-        term: 7,
-        credit_bytes: 6_000,
-        max_frame_bytes: 600,
-        software: "gateway".to_owned(),
-        mirrors: 1,
-    }));
-    site.message(CloudBody::Mirror(Mirror { mirror: 0, topic: "orders".to_owned(), paused: false }));
-    site.position(1, 2, tail(0));
-    assert_eq!(site.sent(), [(2, 4, true), (4, 6, true), (6, 8, true)]);
-}
-
-#[test]
-fn a_mirror_that_is_paused_while_it_is_spilled_keeps_that_too() {
-    let (mut site, fetch) = live();
-    site.fetched(fetch, &[0, 2]);
-    site.now += DELAY;
-    let outputs = site.feed(EdgeInput::Timeout);
-    let (ticket, frames) = spill(&outputs).expect("is due");
-    let paused = |paused| CloudBody::Mirror(Mirror { mirror: 0, topic: "orders".to_owned(), paused });
-    site.message(paused(true));
-    site.journal.extend(frames.iter().map(|frame| Packed::new(&frame.entries)));
-    site.feed(EdgeInput::Spilled { ticket, result: Ok(()) });
-    assert_eq!(site.status().journal, Some((0, 4)));
-    site.message(paused(false));
-    site.found(1);
-    let outputs = site.position(2, 0, Vec::new());
-    assert!(!discards(&outputs), "{outputs:?}");
-    assert_eq!(site.sent(), [(0, 4, true)]);
-}
-
-#[test]
-fn what_is_being_written_when_a_damage_is_found_counts() {
-    let (mut site, fetch) = live();
-    site.fetched(fetch, &[0]);
-    site.pass(DELAY);
-    site.fetched(fetch, &[2]);
-    site.now += DELAY;
-    let outputs = site.feed(EdgeInput::Timeout);
-    let (ticket, frames) = spill(&outputs).expect("is due");
-    let ranges = site.ranges();
-    site.feed(EdgeInput::JournalOpened { ranges });
-    site.journal.extend(frames.iter().map(|frame| Packed::new(&frame.entries)));
-    site.feed(EdgeInput::Spilled { ticket, result: Ok(()) });
-    assert_eq!((site.status().journal, site.status().fetched), (Some((0, 4)), Some(4)));
-}
-
-#[test]
-fn a_topic_made_anew_is_kept_with_where_it_begins() {
-    let mut site = Site::restored(checkpoint(8, tail(6)), Vec::new());
-    site.found(2);
-    site.connect();
-    site.found(2);
-    site.position(1, 0, Vec::new());
-    let kept = site.link.take_checkpoint(false).expect("the id is new");
-    assert_eq!(kept.mirrors[0].topic_id, Some([2; 16]));
-    assert_eq!((kept.partitions[0].confirmed, &kept.partitions[0].shipped), (0, &Vec::new()));
-}
-
-#[test]
-fn an_empty_partition_waits_for_one_that_shows_whose_the_mirror_is() {
-    let found = |site: &mut Site| {
-        let source = SourceTopic {
-            partitions: 2,
-            topic_id: Some([2; 16]),
-            configs: Vec::new(),
-            retention: Retention::default(),
-        };
-        site.feed(EdgeInput::Source { topic: topic(), source: Ok(source) })
-    };
-    let mut kept = checkpoint(8, tail(6));
-    kept.partitions.push(CheckpointPartition {
-        partition: 1,
-        confirmed: 0,
-        shipped: Vec::new(),
-        ..kept.partitions[0].clone()
-    });
-    let mut site = Site::restored(kept, Vec::new());
-    found(&mut site);
-    site.open(&[]);
-    site.message(CloudBody::Mirror(Mirror { mirror: 0, topic: "orders".to_owned(), paused: false }));
-    let position = |partition, next_offset, tail| {
-        CloudBody::Position(Position { mirror: 0, partition, run: 1, next_offset, tail, rewind: false })
-    };
-    assert_eq!(site.message(position(1, 0, Vec::new())), [], "a mirror of either topic looks like this");
-    let outputs = site.message(position(0, 8, tail(6)));
-    assert_eq!((failure(&outputs), fetch_of(&outputs)), (Some(FailureCode::SourceTopicIdChanged), None));
-}
-
-#[test]
-fn the_epoch_of_a_journal_that_was_let_go_of_is_remembered() {
-    let mut site = Site::restored(checkpoint(0, Vec::new()), frames(&[0]));
-    let (fetch, ..) = fetch_of(&site.found(1)).expect("reads on");
-    let failure = Failure::at(FailureCode::UnexpectedTruncation, 0, 2, "cut");
-    site.feed(EdgeInput::FetchFailed { topic: topic(), fetch, failure });
-    site.connect();
-    let outputs = site.position(1, 4, tail(2));
-    let ticket = outputs
-        .iter()
-        .find_map(|output| if let EdgeOutput::CompareTail { ticket, .. } = output { Some(*ticket) } else { None });
-    let (ticket, verdict) = (ticket.expect("not known here"), Verdict::Agrees);
-    let outputs = site.feed(EdgeInput::TailCompared { topic: topic(), partition: 0, ticket, verdict });
-    assert_eq!(fetch_of(&outputs).map(|(_, offset, epoch)| (offset, epoch)), Some((4, Some(0))));
 }

@@ -34,6 +34,28 @@ impl EdgePartition {
         self.progress = Some(EdgeProgress { confirmed, sent: confirmed, fetched });
     }
 
+    /// Goes on with a journal that was opened anew and holds this now, where memory joins it. Returns false where not.
+    pub(in crate::edge) fn rejoin(&mut self, journal: Option<(Offset, Offset, i32)>) -> bool {
+        let (Some(progress), Some(start), None) = (self.progress, self.window_start(), self.spilling) else {
+            return false;
+        };
+        let confirmed = progress.confirmed;
+        let live = journal.filter(|&(first, next, _)| first <= confirmed && confirmed < next);
+        let joins = live.map_or(start == confirmed, |(_, next, _)| start <= next && next <= progress.fetched);
+        if joins && self.flight.is_empty() {
+            self.journal = live.map(|(first, next, _)| (first, next));
+            self.journal_epoch = live.map_or(-1, |(_, _, epoch)| epoch);
+        }
+        joins && self.flight.is_empty()
+    }
+
+    /// The journal was told that it may let go of what is confirmed.
+    pub(in crate::edge) fn trimmed(&mut self) {
+        if let (Some((first, _)), Some(progress)) = (&mut self.journal, self.progress) {
+            *first = progress.confirmed.max(*first);
+        }
+    }
+
     /// Where to read the journal on, if its frames are what comes next and few are there.
     pub(in crate::edge) fn wants(&self, ahead: usize) -> Option<Offset> {
         let end = self
@@ -92,7 +114,7 @@ impl EdgePartition {
     }
 
     /// Where the journal would be written on.
-    fn durable_end(&self) -> Option<Offset> {
+    pub(super) fn durable_end(&self) -> Option<Offset> {
         let confirmed = self.progress?.confirmed;
         Some(self.journal.map_or(confirmed, |(_, next)| next.max(confirmed)))
     }
