@@ -1,4 +1,17 @@
-//! Calls that look at or change topics, outside the data path.
+//! Calls that look at or change topics, outside the data path, and those that make offsets without records: markers,
+//! deleted prefixes, empty transactions.
+
+mod alter;
+mod delete;
+mod markers;
+mod transactions;
+
+pub use alter::{AlterAnswer, ConfigChange, incremental_alter_configs};
+pub use delete::{DeleteAnswer, DeleteBefore, delete_records};
+pub use markers::{MAX_MARKERS, MarkerRange, MarkerWriter, MarkersAnswer, send_txn_markers};
+pub use transactions::{
+    TransactionAnswer, TransactionalProducer, add_partitions_to_txn, end_txn, find_coordinator, init_producer_id,
+};
 
 use std::collections::HashMap;
 use std::sync::Arc;

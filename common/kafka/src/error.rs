@@ -35,6 +35,20 @@ pub enum Api {
     CreatePartitions,
     /// Producer state of partitions.
     DescribeProducers,
+    /// Which broker coordinates a transactional id.
+    FindCoordinator,
+    /// Move log starts.
+    DeleteRecords,
+    /// Producer id of a transactional id.
+    InitProducerId,
+    /// Open a transaction in partitions.
+    AddPartitionsToTxn,
+    /// Commit or abort a transaction.
+    EndTxn,
+    /// Append control markers.
+    WriteTxnMarkers,
+    /// Change single settings.
+    IncrementalAlterConfigs,
 }
 
 impl fmt::Display for Api {

@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{
-    ApiVersionsRequest, ApiVersionsResponse, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest,
-    CreateTopicsResponse, DescribeConfigsRequest, DescribeConfigsResponse, DescribeProducersRequest,
-    DescribeProducersResponse, FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest,
-    MetadataResponse, ProduceRequest, ProduceResponse, RequestHeader, ResponseHeader, SaslAuthenticateRequest,
-    SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse,
+    AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, ApiVersionsRequest, ApiVersionsResponse,
+    CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteRecordsRequest,
+    DeleteRecordsResponse, DescribeConfigsRequest, DescribeConfigsResponse, DescribeProducersRequest,
+    DescribeProducersResponse, EndTxnRequest, EndTxnResponse, FetchRequest, FetchResponse, FindCoordinatorRequest,
+    FindCoordinatorResponse, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, InitProducerIdRequest,
+    InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest, MetadataResponse, ProduceRequest,
+    ProduceResponse, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslAuthenticateResponse,
+    SaslHandshakeRequest, SaslHandshakeResponse, WriteTxnMarkersRequest, WriteTxnMarkersResponse,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 
@@ -47,7 +50,8 @@ macro_rules! calls {
     };
 }
 
-// Fetch 18 and ApiVersions 4 bring nothing this client uses. ListOffsets 11 is unknown to the codec.
+// Fetch 18 and ApiVersions 4 bring nothing this client uses. ListOffsets 11 and WriteTxnMarkers 2 are unknown to the
+// codec. AddPartitionsToTxn 4 is for brokers; EndTxn 5 would change the producer epoch with every transaction (KIP-890).
 calls! {
     ProduceRequest -> ProduceResponse, Produce, 3 to 13, PRODUCE;
     FetchRequest -> FetchResponse, Fetch, 4 to 17, FETCH;
@@ -60,6 +64,14 @@ calls! {
     SaslAuthenticateRequest -> SaslAuthenticateResponse, SaslAuthenticate, 0 to 2, SASL_AUTHENTICATE;
     CreatePartitionsRequest -> CreatePartitionsResponse, CreatePartitions, 0 to 3, CREATE_PARTITIONS;
     DescribeProducersRequest -> DescribeProducersResponse, DescribeProducers, 0 to 0, DESCRIBE_PRODUCERS;
+    FindCoordinatorRequest -> FindCoordinatorResponse, FindCoordinator, 1 to 3, FIND_COORDINATOR;
+    DeleteRecordsRequest -> DeleteRecordsResponse, DeleteRecords, 0 to 2, DELETE_RECORDS;
+    InitProducerIdRequest -> InitProducerIdResponse, InitProducerId, 0 to 5, INIT_PRODUCER_ID;
+    AddPartitionsToTxnRequest -> AddPartitionsToTxnResponse, AddPartitionsToTxn, 0 to 3, ADD_PARTITIONS_TO_TXN;
+    EndTxnRequest -> EndTxnResponse, EndTxn, 0 to 3, END_TXN;
+    WriteTxnMarkersRequest -> WriteTxnMarkersResponse, WriteTxnMarkers, 1 to 1, WRITE_TXN_MARKERS;
+    IncrementalAlterConfigsRequest -> IncrementalAlterConfigsResponse, IncrementalAlterConfigs, 0 to 1,
+        INCREMENTAL_ALTER_CONFIGS;
 }
 
 impl Api {
@@ -77,6 +89,13 @@ impl Api {
             Self::SaslAuthenticate => 36,
             Self::CreatePartitions => 37,
             Self::DescribeProducers => 61,
+            Self::FindCoordinator => 10,
+            Self::DeleteRecords => 21,
+            Self::InitProducerId => 22,
+            Self::AddPartitionsToTxn => 24,
+            Self::EndTxn => 26,
+            Self::WriteTxnMarkers => 27,
+            Self::IncrementalAlterConfigs => 44,
         }
     }
 }

@@ -201,7 +201,8 @@ impl ErrorCode {
         )
     }
 
-    /// As the error of a partition in a Produce answer: whether the batch may be, or may become, part of the log.
+    /// As the error of a partition in a Produce or `WriteTxnMarkers` answer: whether the batch or marker may be, or may
+    /// become, part of the log.
     ///
     /// Only codes that a broker gives before it appends are certain (`UnifiedLog.append`, `LogValidator`,
     /// `ProducerAppendInfo`, authorization); everything else, unknown codes included, is doubtful.
@@ -228,6 +229,7 @@ impl ErrorCode {
                 | Self::INVALID_PRODUCER_EPOCH
                 | Self::INVALID_PRODUCER_ID_MAPPING
                 | Self::INVALID_TXN_STATE
+                | Self::TRANSACTION_COORDINATOR_FENCED
                 | Self::UNKNOWN_PRODUCER_ID
                 | Self::UNSUPPORTED_COMPRESSION_TYPE
                 | Self::INVALID_RECORD

@@ -55,6 +55,8 @@ const fn within(min: i16, max: i16, kind: Kind) -> Field {
 const INT32S: Kind = Kind::List(&Kind::Fixed(4));
 const NODE_ENDPOINTS: Kind = Kind::List(&Kind::Struct(&[fixed(4), text(), fixed(4), text()]));
 const FEATURES: Kind = Kind::List(&Kind::Struct(&[text(), fixed(4)]));
+/// Topics, of each the partitions with their error codes.
+const CODES: Kind = Kind::List(&Kind::Struct(&[text(), since(0, Kind::List(&Kind::Struct(&[fixed(4 + 2)])))]));
 
 /// The answer's header: correlation id, and from header version 1 on tagged fields.
 pub(super) static HEADER: Shape = Shape { flexible: 1, fields: &[fixed(4)] };
@@ -246,6 +248,33 @@ pub(super) static DESCRIBE_PRODUCERS: Shape = Shape {
             ])),
         ),
     ],
+};
+
+pub(super) static FIND_COORDINATOR: Shape = Shape {
+    flexible: 3,
+    fields: &[since(1, Kind::Fixed(4)), fixed(2), since(1, Kind::Text), fixed(4), text(), fixed(4)],
+};
+
+pub(super) static DELETE_RECORDS: Shape = Shape {
+    flexible: 2,
+    fields: &[
+        fixed(4),
+        since(0, Kind::List(&Kind::Struct(&[text(), since(0, Kind::List(&Kind::Struct(&[fixed(4 + 8 + 2)])))]))),
+    ],
+};
+
+pub(super) static INIT_PRODUCER_ID: Shape = Shape { flexible: 2, fields: &[fixed(4 + 2 + 8 + 2)] };
+
+pub(super) static ADD_PARTITIONS_TO_TXN: Shape = Shape { flexible: 3, fields: &[fixed(4), since(0, CODES)] };
+
+pub(super) static END_TXN: Shape = Shape { flexible: 3, fields: &[fixed(4 + 2)] };
+
+pub(super) static WRITE_TXN_MARKERS: Shape =
+    Shape { flexible: 1, fields: &[since(0, Kind::List(&Kind::Struct(&[fixed(8), since(0, CODES)])))] };
+
+pub(super) static INCREMENTAL_ALTER_CONFIGS: Shape = Shape {
+    flexible: 1,
+    fields: &[fixed(4), since(0, Kind::List(&Kind::Struct(&[fixed(2), text(), fixed(1), text()])))],
 };
 
 impl Shape {

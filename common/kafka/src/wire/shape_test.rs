@@ -1,9 +1,13 @@
 //! The schemas against what the codec writes, and against damage.
 
 use bytes::BytesMut;
+use kafka_protocol::messages::add_partitions_to_txn_response::{
+    AddPartitionsToTxnPartitionResult, AddPartitionsToTxnTopicResult,
+};
 use kafka_protocol::messages::api_versions_response::{ApiVersion, FinalizedFeatureKey, SupportedFeatureKey};
 use kafka_protocol::messages::create_partitions_response::CreatePartitionsTopicResult;
 use kafka_protocol::messages::create_topics_response::{CreatableTopicConfigs, CreatableTopicResult};
+use kafka_protocol::messages::delete_records_response::{DeleteRecordsPartitionResult, DeleteRecordsTopicResult};
 use kafka_protocol::messages::describe_configs_response::{
     DescribeConfigsResourceResult, DescribeConfigsResult, DescribeConfigsSynonym,
 };
@@ -12,6 +16,7 @@ use kafka_protocol::messages::fetch_response::{
     AbortedTransaction, EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
     SnapshotId,
 };
+use kafka_protocol::messages::incremental_alter_configs_response::AlterConfigsResourceResponse;
 use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
@@ -19,6 +24,9 @@ use kafka_protocol::messages::metadata_response::{
 use kafka_protocol::messages::produce_response::{
     BatchIndexAndErrorMessage, LeaderIdAndEpoch as ProduceLeader, NodeEndpoint as ProduceEndpoint,
     PartitionProduceResponse, TopicProduceResponse,
+};
+use kafka_protocol::messages::write_txn_markers_response::{
+    WritableTxnMarkerPartitionResult, WritableTxnMarkerResult, WritableTxnMarkerTopicResult,
 };
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
@@ -148,6 +156,48 @@ fn describe_producers(version: i16) -> DescribeProducersResponse {
     DescribeProducersResponse::default().with_topics(vec![topic; 2])
 }
 
+fn find_coordinator(version: i16) -> FindCoordinatorResponse {
+    FindCoordinatorResponse::default()
+        .with_error_message(words(version, 1))
+        .with_node_id(3.into())
+        .with_host(string("host"))
+}
+
+fn delete_records(_version: i16) -> DeleteRecordsResponse {
+    let partition = DeleteRecordsPartitionResult::default().with_low_watermark(7);
+    let topic = DeleteRecordsTopicResult::default().with_name(name()).with_partitions(vec![partition; 2]);
+    DeleteRecordsResponse::default().with_topics(vec![topic; 2])
+}
+
+fn init_producer_id(_version: i16) -> InitProducerIdResponse {
+    InitProducerIdResponse::default().with_producer_id(7.into()).with_producer_epoch(2)
+}
+
+fn add_partitions_to_txn(_version: i16) -> AddPartitionsToTxnResponse {
+    let topic = AddPartitionsToTxnTopicResult::default()
+        .with_name(name())
+        .with_results_by_partition(vec![AddPartitionsToTxnPartitionResult::default(); 2]);
+    AddPartitionsToTxnResponse::default().with_results_by_topic_v3_and_below(vec![topic; 2])
+}
+
+fn end_txn(_version: i16) -> EndTxnResponse {
+    EndTxnResponse::default().with_error_code(51)
+}
+
+fn write_txn_markers(_version: i16) -> WriteTxnMarkersResponse {
+    let topic = WritableTxnMarkerTopicResult::default()
+        .with_name(name())
+        .with_partitions(vec![WritableTxnMarkerPartitionResult::default(); 2]);
+    let marker = WritableTxnMarkerResult::default().with_producer_id(7.into()).with_topics(vec![topic; 2]);
+    WriteTxnMarkersResponse::default().with_markers(vec![marker; 2])
+}
+
+fn incremental_alter_configs(version: i16) -> IncrementalAlterConfigsResponse {
+    let resource =
+        AlterConfigsResourceResponse::default().with_error_message(words(version, 0)).with_resource_name(string("r"));
+    IncrementalAlterConfigsResponse::default().with_responses(vec![resource; 2])
+}
+
 /// A filled answer of every request in every version, and what reads it.
 fn samples() -> Samples {
     let mut all = Vec::new();
@@ -162,6 +212,13 @@ fn samples() -> Samples {
     sample::<DescribeConfigsRequest>(&mut all, describe_configs);
     sample::<CreatePartitionsRequest>(&mut all, create_partitions);
     sample::<DescribeProducersRequest>(&mut all, describe_producers);
+    sample::<FindCoordinatorRequest>(&mut all, find_coordinator);
+    sample::<DeleteRecordsRequest>(&mut all, delete_records);
+    sample::<InitProducerIdRequest>(&mut all, init_producer_id);
+    sample::<AddPartitionsToTxnRequest>(&mut all, add_partitions_to_txn);
+    sample::<EndTxnRequest>(&mut all, end_txn);
+    sample::<WriteTxnMarkersRequest>(&mut all, write_txn_markers);
+    sample::<IncrementalAlterConfigsRequest>(&mut all, incremental_alter_configs);
     all
 }
 
