@@ -151,11 +151,11 @@ impl Disk {
         for journal in [&mut self.journal, &mut self.found] {
             let ranges = journal.ranges();
             let first = ranges.iter().find(|range| range.topic == topic && range.partition == partition);
-            let Some(first) = first.map(|range| range.first) else { continue };
+            let Some((first, topic_id)) = first.map(|range| (range.first, range.topic_id)) else { continue };
             let mut frames = journal.read(&topic, partition, first, usize::MAX).expect("it works");
             frames.retain(|packed| packed.next_offset <= hole);
             journal.discard(&[(topic.clone(), partition)]).expect("it works");
-            let frame = |packed| JournalFrame { topic: topic.clone(), partition, packed };
+            let frame = |packed| JournalFrame { topic: topic.clone(), topic_id, partition, packed };
             let frames: Vec<_> = frames.into_iter().map(frame).collect();
             journal.append(&frames).expect("there was room for them");
             journal.trim(&[(topic.clone(), partition, first)]).expect("it works");
@@ -177,6 +177,7 @@ impl Disk {
 fn packed(frames: &[SpillFrame]) -> Vec<JournalFrame> {
     let frame = |frame: &SpillFrame| JournalFrame {
         topic: frame.topic.clone(),
+        topic_id: frame.topic_id,
         partition: frame.partition,
         packed: Packed::new(&frame.entries),
     };
