@@ -8,7 +8,12 @@
 
 mod batch;
 mod bytes;
+mod consumer;
+mod deletion;
 mod expiry;
+mod markers;
 mod partition;
+mod reencoded;
 mod replicas;
 mod sequences;
+mod transactions;

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tombolo_kafka::admin::{OffsetQuery, OffsetSpec, ProducerState, describe_producers, list_offsets};
+use tombolo_kafka::admin::{
+    DeleteBefore, MarkerRange, MarkerWriter, OffsetQuery, OffsetSpec, ProducerState, delete_records,
+    describe_producers, list_offsets, send_txn_markers,
+};
 use tombolo_kafka::produce::{ProduceBatch, send_produce};
 use tombolo_kafka::{Connection, ErrorCode, KafkaError};
 use tombolo_tests::broker::{KafkaCluster, unique_name};
@@ -65,6 +68,19 @@ impl<'a> Partition<'a> {
         let batch = ProduceBatch { topic: Arc::clone(&self.topic), topic_id: None, partition: 0, batch };
         let answers = send_produce(&self.connection, vec![batch], timeout);
         async { Ok(answers.await?.remove(0).result.map(|ack| ack.base_offset)) }
+    }
+
+    /// Appends so many markers of [`PRODUCER`] with one request; what the broker says of them.
+    pub(crate) async fn mark(&self, epoch: i16, coordinator_epoch: i32, count: u32) -> Result<(), ErrorCode> {
+        let writer = MarkerWriter { producer_id: PRODUCER, producer_epoch: epoch, coordinator_epoch };
+        let ranges = vec![MarkerRange { topic: Arc::clone(&self.topic), partition: 0, count }];
+        send_txn_markers(&self.connection, writer, ranges, REPLICATION).await.unwrap().remove(0).result
+    }
+
+    /// Moves the log start to `offset`; where it is then.
+    pub(crate) async fn delete_before(&self, offset: i64) -> Result<i64, ErrorCode> {
+        let wanted = [DeleteBefore { topic: Arc::clone(&self.topic), partition: 0, offset }];
+        delete_records(&self.connection, &wanted, REPLICATION).await.unwrap().remove(0).result
     }
 
     pub(crate) async fn log_end(&self) -> i64 {
