@@ -1,5 +1,6 @@
 //! How a log gets to start above 0.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tombolo_kafka::ErrorCode;
@@ -60,16 +61,14 @@ async fn broker_deletes_no_records_of_a_topic_that_is_only_compacted() {
     assert_eq!(log_start(&partition).await, Ok(0));
 
     // With `delete` in its policy it does.
-    let resource = ConfigResource::Topic(partition.topic.clone());
+    let resource = ConfigResource::Topic(Arc::clone(&partition.topic));
     let change = ConfigChange::Set { name: "cleanup.policy".to_owned(), value: "compact,delete".to_owned() };
     let changes = [(resource, vec![change])];
     let answer = incremental_alter_configs(&partition.connection, &changes, false).await.unwrap().remove(0);
     assert_eq!(answer.result, Ok(()));
-    until("records can be deleted", Duration::from_secs(20), async || match partition.delete_before(4).await {
-        Ok(start) => Ok(assert_eq!(start, 4)),
-        Err(code) => Err(code),
-    })
-    .await;
+    let start =
+        until("records can be deleted", Duration::from_secs(20), async || partition.delete_before(4).await).await;
+    assert_eq!(start, 4);
     assert_eq!((log_start(&partition).await, partition.log_end().await), (Ok(4), 4));
 }
 
@@ -78,7 +77,7 @@ async fn broker_changes_single_settings() {
     let partition = partition("delete").await;
     let kafka = partition.kafka;
     let change = async |changes: Vec<ConfigChange>, validate_only| {
-        let changes = [(ConfigResource::Topic(partition.topic.clone()), changes)];
+        let changes = [(ConfigResource::Topic(Arc::clone(&partition.topic)), changes)];
         let answers = incremental_alter_configs(&partition.connection, &changes, validate_only).await;
         answers.unwrap().remove(0).result.map_err(|refusal| refusal.code)
     };
