@@ -1,20 +1,28 @@
 //! The one raw log compare: two logs, batch for batch, as the brokers store them. Demo, tests and `verify` use it.
 //!
-//! Equal means: at the same offsets, the same canonical CRC and the same record section. Memory is bounded by one
-//! answer of each side; partitions are compared one after another.
+//! Equal means: at the same offsets, the same canonical CRC and the same record section. In place of the source's log a
+//! [`digest`] of it does: its canonical CRCs, without the records. Memory is bounded by one answer of each side.
 
+pub mod digest;
+mod entry;
+mod merge;
 mod reader;
+mod survey;
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tombolo_proto::batch::{Batch, BatchError};
+use tombolo_proto::batch::BatchError;
 
 use crate::cluster::Cluster;
 use crate::error::KafkaError;
+use digest::{DigestError, DigestReader, Section};
+use merge::{Merge, Original};
 use reader::Reader;
+
+pub use survey::Survey;
 
 /// Two partitions that should hold the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +44,8 @@ pub enum Extent {
     Whole,
     /// The batches that hold these offsets, as far as the logs have them.
     Offsets(Range<i64>),
+    /// The batches that hold these offsets, in ascending order; log starts and high watermarks as in `Whole`.
+    Windows(Vec<Range<i64>>),
 }
 
 /// Limits of a compare.
@@ -47,11 +57,14 @@ pub struct CompareOptions {
     pub fetch_bytes: i32,
     /// How long a log may give no batch (leader lost, broker down) before the compare fails.
     pub patience: Duration,
+    /// Producer id of the mirror's only writer, where it is known. Its control batches are gaps then, which stand where
+    /// the source holds nothing that a consumer sees; what others wrote is told as such.
+    pub writer: Option<i64>,
 }
 
 impl Default for CompareOptions {
     fn default() -> Self {
-        Self { max_differences: 20, fetch_bytes: 1 << 20, patience: Duration::from_secs(30) }
+        Self { max_differences: 20, fetch_bytes: 1 << 20, patience: Duration::from_secs(30), writer: None }
     }
 }
 
@@ -68,12 +81,46 @@ pub struct Comparison {
     pub differences: Vec<Difference>,
     /// How many differences there are, listed or not.
     pub difference_count: u64,
+    /// How many of them are only that a log begins or ends elsewhere: [`Difference::is_extent`].
+    pub extent_count: u64,
+    /// How many of them are batches that somebody else wrote into the mirror.
+    pub foreign_count: u64,
+    /// Offsets that are gaps in the mirror and hold nothing that a consumer sees at the source. No difference.
+    pub gaps: u64,
+    /// What was read of the source, and of the mirror.
+    pub reads: [Reads; 2],
+}
+
+/// What was read of one log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// Bytes of answers.
+    pub bytes: u64,
+    /// Time until they had come.
+    pub waited: Duration,
 }
 
 impl Comparison {
     /// Whether no difference was found. Two empty logs are identical: look at `batches` too.
     pub fn is_identical(&self) -> bool {
         self.difference_count == 0
+    }
+
+    /// Adds what was found elsewhere; lists at most `max_differences`.
+    pub fn add(&mut self, other: Self, max_differences: usize) {
+        self.batches += other.batches;
+        self.records += other.records;
+        self.bytes += other.bytes;
+        let room = max_differences.saturating_sub(self.differences.len());
+        self.differences.extend(other.differences.into_iter().take(room));
+        self.difference_count += other.difference_count;
+        self.extent_count += other.extent_count;
+        self.foreign_count += other.foreign_count;
+        self.gaps += other.gaps;
+        for (reads, more) in self.reads.iter_mut().zip(other.reads) {
+            reads.bytes += more.bytes;
+            reads.waited += more.waited;
+        }
     }
 }
 
@@ -84,10 +131,34 @@ pub struct Difference {
     pub source: Arc<str>,
     /// Partition.
     pub partition: i32,
-    /// Offset at the source; for [`DifferenceKind::Extra`], in the mirror.
+    /// Offset at the source; for [`DifferenceKind::Extra`] and [`DifferenceKind::Foreign`], in the mirror.
     pub offset: i64,
     /// What differs.
     pub kind: DifferenceKind,
+}
+
+impl Difference {
+    /// What differs, without the place.
+    pub fn what(&self) -> impl fmt::Display + '_ {
+        What(self)
+    }
+
+    /// Whether the logs may still hold the same where both have something: the mirror is behind its source, or they
+    /// begin at different offsets, as retention leaves them.
+    pub fn is_extent(&self) -> bool {
+        match self.kind {
+            DifferenceKind::Start { .. } => true,
+            DifferenceKind::End { source, mirror } => mirror < source,
+            DifferenceKind::Missing
+            | DifferenceKind::Extra
+            | DifferenceKind::Foreign { .. }
+            | DifferenceKind::Covered { .. }
+            | DifferenceKind::Changed { .. }
+            | DifferenceKind::Shifted { .. }
+            | DifferenceKind::Corrupt { .. }
+            | DifferenceKind::Unreadable { .. } => false,
+        }
+    }
 }
 
 /// Kinds of differences.
@@ -111,6 +182,18 @@ pub enum DifferenceKind {
     Missing,
     /// A batch of the mirror is not in the source.
     Extra,
+    /// A batch of the mirror that is not in the source, and whose producer is not the mirror's writer.
+    Foreign {
+        /// Its last offset.
+        last: i64,
+        /// Its producer id, -1 for a plain producer.
+        producer_id: i64,
+    },
+    /// A gap of the mirror stands where the source holds records.
+    Covered {
+        /// Last offset of the source's batch.
+        last: i64,
+    },
     /// Other bytes, or another last offset, at the same base offset.
     Changed {
         /// Last offset and canonical CRC at the source.
@@ -148,14 +231,29 @@ pub enum Side {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}[{}]@{}: ", self.source, self.partition, self.offset)?;
-        match &self.kind {
+        write!(f, "{}[{}]@{}: {}", self.source, self.partition, self.offset, self.what())
+    }
+}
+
+/// See [`Difference::what`].
+struct What<'a>(&'a Difference);
+
+impl fmt::Display for What<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let offset = self.0.offset;
+        match &self.0.kind {
             DifferenceKind::Start { source, mirror } => {
                 write!(f, "log starts differ: source {source}, mirror {mirror}")
             }
             DifferenceKind::End { source, mirror } => write!(f, "log ends differ: source {source}, mirror {mirror}"),
             DifferenceKind::Missing => write!(f, "missing in the mirror"),
             DifferenceKind::Extra => write!(f, "in the mirror only"),
+            DifferenceKind::Foreign { last, producer_id } => {
+                write!(f, "offsets {offset} to {last} were written by producer id {producer_id}")
+            }
+            DifferenceKind::Covered { last } => {
+                write!(f, "the mirror has a gap among offsets {offset} to {last}, which hold records")
+            }
             DifferenceKind::Changed { source, mirror } => write!(
                 f,
                 "batches differ: source to {} with CRC {:08x}, mirror to {} with CRC {:08x}",
@@ -177,6 +275,9 @@ impl fmt::Display for Side {
     }
 }
 
+/// Told how many more offsets a compare has left behind.
+pub type Passed<'a> = &'a (dyn Fn(u64) + Sync);
+
 /// Reads both logs of every pair and compares them. `Err` only where a log cannot be reached; whatever is found in the
 /// logs is in the result. Logs that grow meanwhile are compared up to where they ended at the beginning.
 pub async fn compare(
@@ -187,130 +288,66 @@ pub async fn compare(
 ) -> Result<Comparison, KafkaError> {
     let mut found = Comparison::default();
     for pair in pairs {
-        let mut source = Reader::new(source, &pair.source, pair.partition, options);
-        let mut mirror = Reader::new(mirror, &pair.mirror, pair.partition, options);
-        let (ours, theirs) = tokio::try_join!(source.extent(), mirror.extent())?;
-        let mut merge = Merge { pair, options, found: &mut found };
-        let range = merge.bounds(ours, theirs);
-        source.seek(range.clone());
-        mirror.seek(range);
-        merge.run(&mut source, &mut mirror).await?;
+        found.add(compare_pair(source, mirror, pair, options, &|_| ()).await?, options.max_differences);
     }
     Ok(found)
 }
 
-struct Merge<'a> {
-    pair: &'a LogPair,
+/// As [`compare`], of one pair, telling how far it is.
+pub async fn compare_pair(
+    source: &Cluster,
+    mirror: &Cluster,
+    pair: &LogPair,
     options: CompareOptions,
-    found: &'a mut Comparison,
+    passed: Passed<'_>,
+) -> Result<Comparison, KafkaError> {
+    let mut source = Reader::new(source, &pair.source, pair.partition, options);
+    let mut mirror = Reader::new(mirror, &pair.mirror, pair.partition, options);
+    // The mirror's end first: a mirror that keeps up is never longer than its source then.
+    let theirs = mirror.extent().await?;
+    let ours = source.extent().await?;
+    let merge = Merge::new(pair, options, passed);
+    merge.compare(Original::Log(source), ours, mirror, theirs).await.map_err(|error| match error {
+        CompareError::Kafka(error) => error,
+        CompareError::Digest(error) => unreachable!("a log is read, no digest: {error}"),
+    })
 }
 
-/// Which log goes on after a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Both,
-    Source,
-    Mirror,
+/// Why a mirror could not be compared with a digest.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    /// The mirror cannot be read.
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    /// The digest cannot be read.
+    #[error(transparent)]
+    Digest(#[from] DigestError),
 }
 
-impl Merge<'_> {
-    /// What both logs have of the extent, and a difference for what only one has.
-    fn bounds(&mut self, source: Range<i64>, mirror: Range<i64>) -> Range<i64> {
-        let wanted = match &self.pair.extent {
-            Extent::Whole => 0..i64::MAX,
-            Extent::Offsets(range) => range.clone(),
-        };
-        let last = wanted.end.max(wanted.start);
-        let within = |log: Range<i64>| log.start.clamp(wanted.start, last)..log.end.clamp(wanted.start, last);
-        let (source, mirror) = (within(source), within(mirror));
-        if source.start != mirror.start {
-            self.note(source.start, DifferenceKind::Start { source: source.start, mirror: mirror.start });
-        }
-        if source.end != mirror.end {
-            self.note(source.end, DifferenceKind::End { source: source.end, mirror: mirror.end });
-        }
-        source.start.max(mirror.start)..source.end.min(mirror.end)
-    }
+/// As [`compare_pair`], with the partition that the digest has come to. What the mirror has beyond the end that the
+/// source had then is not looked at.
+pub async fn compare_digest(
+    digest: &mut DigestReader,
+    section: &Section,
+    mirror: &Cluster,
+    pair: &LogPair,
+    options: CompareOptions,
+    passed: Passed<'_>,
+) -> Result<Comparison, CompareError> {
+    let mut mirror = Reader::new(mirror, &pair.mirror, pair.partition, options);
+    let theirs = mirror.extent().await?;
+    let ours = section.offsets.clone();
+    Merge::new(pair, options, passed).compare(Original::digest(digest), ours, mirror, theirs).await
+}
 
-    async fn run(&mut self, source: &mut Reader<'_>, mirror: &mut Reader<'_>) -> Result<(), KafkaError> {
-        loop {
-            let at = (source.position(), mirror.position());
-            let (ours, theirs) = tokio::try_join!(source.peek(), mirror.peek())?;
-            let step = match (ours, theirs) {
-                (None, None) => return Ok(()),
-                (Some(Err(error)), _) => {
-                    self.unreadable(at.0, Side::Source, *error);
-                    return Ok(());
-                }
-                (_, Some(Err(error))) => {
-                    self.unreadable(at.1, Side::Mirror, *error);
-                    return Ok(());
-                }
-                (Some(Ok(ours)), None) => self.missing(ours),
-                (None, Some(Ok(theirs))) => self.extra(theirs),
-                (Some(Ok(ours)), Some(Ok(theirs))) => self.both(ours, theirs),
-            };
-            if step != Step::Mirror {
-                source.pass();
-            }
-            if step != Step::Source {
-                mirror.pass();
-            }
-        }
-    }
-
-    fn both(&mut self, ours: &Batch, theirs: &Batch) -> Step {
-        for (side, batch) in [(Side::Source, ours), (Side::Mirror, theirs)] {
-            if !batch.crc_is_valid() {
-                self.note(batch.base_offset(), DifferenceKind::Corrupt { side });
-            }
-        }
-        let (our_crc, their_crc) = (ours.canonical_crc(), theirs.canonical_crc());
-        let same_bytes = our_crc == their_crc && ours.record_section() == theirs.record_section();
-        let same_place = (ours.base_offset(), ours.last_offset()) == (theirs.base_offset(), theirs.last_offset());
-        if same_bytes && same_place {
-            self.found.batches += 1;
-            self.found.records += u64::try_from(ours.record_count()).unwrap_or(0);
-            self.found.bytes += ours.len() as u64;
-            Step::Both
-        } else if same_bytes {
-            self.note(ours.base_offset(), DifferenceKind::Shifted { mirror: theirs.base_offset() });
-            Step::Both
-        } else if ours.base_offset() == theirs.base_offset() {
-            let kind = DifferenceKind::Changed {
-                source: (ours.last_offset(), our_crc),
-                mirror: (theirs.last_offset(), their_crc),
-            };
-            self.note(ours.base_offset(), kind);
-            Step::Both
-        } else if ours.base_offset() < theirs.base_offset() {
-            self.missing(ours)
-        } else {
-            self.extra(theirs)
-        }
-    }
-
-    fn missing(&mut self, ours: &Batch) -> Step {
-        self.note(ours.base_offset(), DifferenceKind::Missing);
-        Step::Source
-    }
-
-    fn extra(&mut self, theirs: &Batch) -> Step {
-        self.note(theirs.base_offset(), DifferenceKind::Extra);
-        Step::Mirror
-    }
-
-    fn unreadable(&mut self, offset: i64, side: Side, error: BatchError) {
-        self.note(offset, DifferenceKind::Unreadable { side, error });
-    }
-
-    fn note(&mut self, offset: i64, kind: DifferenceKind) {
-        self.found.difference_count += 1;
-        if self.found.differences.len() < self.options.max_differences {
-            let (source, partition) = (Arc::clone(&self.pair.source), self.pair.partition);
-            self.found.differences.push(Difference { source, partition, offset, kind });
-        }
-    }
+/// Log start and high watermark of a partition.
+pub async fn extent(
+    cluster: &Cluster,
+    topic: &Arc<str>,
+    partition: i32,
+    options: CompareOptions,
+) -> Result<Range<i64>, KafkaError> {
+    Reader::new(cluster, topic, partition, options).extent().await
 }
 
 #[cfg(test)]

@@ -1,8 +1,14 @@
 //! What the compare says of two batches and of two ends.
 
+use tombolo_proto::batch::Batch;
 use tombolo_proto::testing::BatchBuilder;
 
+use super::entry::Entry;
+use super::merge::Step;
 use super::*;
+
+const LINK: i64 = (1 << 62) + 5;
+const QUIET: Passed<'static> = &|_| ();
 
 fn pair(extent: Extent) -> LogPair {
     LogPair { source: "t".into(), mirror: "m.t".into(), partition: 3, extent }
@@ -10,9 +16,9 @@ fn pair(extent: Extent) -> LogPair {
 
 /// What a step notes of two batches, and which log goes on.
 fn both(ours: &Batch, theirs: &Batch) -> (Step, Comparison) {
-    let (pair, mut found) = (pair(Extent::Whole), Comparison::default());
-    let mut merge = Merge { pair: &pair, options: CompareOptions::default(), found: &mut found };
-    (merge.both(ours, theirs), found)
+    let pair = pair(Extent::Whole);
+    let mut merge = Merge::new(&pair, CompareOptions::default(), QUIET);
+    (merge.both(&Entry::of(ours), &Entry::of(theirs)), merge.found)
 }
 
 fn kinds(found: &Comparison) -> Vec<(i64, &DifferenceKind)> {
@@ -64,27 +70,138 @@ fn batch_with_a_wrong_crc_is_told_even_where_both_have_it() {
 #[test]
 fn ends_are_compared_within_the_extent() {
     let bounds = |extent, source, mirror| {
-        let (pair, mut found) = (pair(extent), Comparison::default());
-        let mut merge = Merge { pair: &pair, options: CompareOptions::default(), found: &mut found };
-        (merge.bounds(source, mirror), found.differences.into_iter().map(|found| found.kind).collect::<Vec<_>>())
+        let pair = pair(extent);
+        let mut merge = Merge::new(&pair, CompareOptions::default(), QUIET);
+        let bounds = merge.bounds(source, mirror);
+        (bounds, merge.found.differences.into_iter().map(|found| found.kind).collect::<Vec<_>>())
     };
-    assert_eq!(bounds(Extent::Whole, 0..9, 0..9), (0..9, vec![]));
+    assert_eq!(bounds(Extent::Whole, 0..9, 0..9), ((0..9, 9), vec![]));
     let (range, kinds) = bounds(Extent::Whole, 2..9, 0..8);
     let expected = [DifferenceKind::Start { source: 2, mirror: 0 }, DifferenceKind::End { source: 9, mirror: 8 }];
-    assert_eq!((range, &kinds[..]), (2..8, &expected[..]));
-    assert_eq!(bounds(Extent::Offsets(3..7), 2..9, 0..8), (3..7, vec![]));
-    assert_eq!(bounds(Extent::Offsets(3..9), 2..9, 0..8).0, 3..8);
+    assert_eq!((range, &kinds[..]), ((2..8, 8), &expected[..]));
+    assert_eq!(bounds(Extent::Whole, 0..9, 0..12), ((0..9, 12), vec![]), "what is too much is read and told");
+    assert_eq!(bounds(Extent::Whole, 0..0, 0..4), ((0..0, 4), vec![]));
+    assert_eq!(bounds(Extent::Offsets(3..7), 2..9, 0..8), ((3..7, 7), vec![]));
+    assert_eq!(bounds(Extent::Offsets(3..9), 2..9, 0..8).0, (3..8, 8));
     let (range, _) = bounds(Extent::Offsets(20..30), 2..9, 0..8);
-    assert!(range.is_empty());
+    assert!(range.0.is_empty());
+    let (range, kinds) = bounds(Extent::Whole, 100..200, 0..50);
+    assert!(range.0.is_empty() && range.0.end == range.1, "{range:?}");
+    assert_eq!(kinds.len(), 2);
 }
 
 #[test]
 fn differences_beyond_the_limit_are_counted() {
-    let (pair, mut found) = (pair(Extent::Whole), Comparison::default());
+    let pair = pair(Extent::Whole);
     let options = CompareOptions { max_differences: 2, ..CompareOptions::default() };
-    let mut merge = Merge { pair: &pair, options, found: &mut found };
+    let mut merge = Merge::new(&pair, options, QUIET);
     for offset in 0..5 {
         merge.note(offset, DifferenceKind::Missing);
     }
+    let found = merge.found;
     assert_eq!((found.differences.len(), found.difference_count, found.is_identical()), (2, 5, false));
+    let mut sum = found.clone();
+    sum.add(found, 3);
+    assert_eq!((sum.differences.len(), sum.difference_count), (3, 10));
+}
+
+/// What a compare of a digest's batches with a mirror's finds, where the link is known.
+fn explained(ours: &[Batch], theirs: &[Batch]) -> Comparison {
+    let pair = pair(Extent::Whole);
+    let options = CompareOptions { writer: Some(LINK), ..CompareOptions::default() };
+    let mut merge = Merge::new(&pair, options, QUIET);
+    let (ours, theirs): (Vec<_>, Vec<_>) =
+        (ours.iter().map(Entry::of).collect(), theirs.iter().map(Entry::of).collect());
+    let end = |log: &[Entry]| log.last().map_or(0, Entry::next_offset);
+    merge.bounds(0..end(&ours), 0..end(&theirs));
+    merge.walk(&ours, &theirs);
+    merge.found
+}
+
+fn data(base: i64, records: i32) -> BatchBuilder {
+    BatchBuilder::new(base).records(records).stamp(LINK, 0, 0)
+}
+
+/// A marker as a coordinator writes it: 1 commits, 0 aborts.
+fn marker(base: i64, producer_id: i64, kind: u8) -> Batch {
+    use crate::records::{Record, Writer, encode_batch};
+    let key = Some(vec![0, 0, 0, kind].into());
+    let record = Record { offset: 0, timestamp: 0, key, value: None, headers: Vec::new() };
+    let writer = Writer { producer_id, epoch: 0, sequence: -1 };
+    let mut bytes = encode_batch(&[record], writer).unwrap().to_vec();
+    bytes[..8].copy_from_slice(&base.to_be_bytes());
+    bytes[22] |= 0x30;
+    let crc = crc32c::crc32c(&bytes[21..]).to_be_bytes();
+    bytes[17..21].copy_from_slice(&crc);
+    Batch::parse(bytes.into()).unwrap()
+}
+
+fn gap(base: i64) -> Batch {
+    marker(base, LINK, 0)
+}
+
+#[test]
+fn gaps_stand_for_markers_holes_and_aborted_records() {
+    let ours = [
+        data(0, 3).build(),
+        marker(3, 7, 1),
+        // 4 and 5 were compacted away.
+        data(6, 2).build(),
+        data(8, 2).stamp(9, 0, 0).transactional().build(),
+        marker(10, 9, 0),
+        data(11, 1).build(),
+    ];
+    let theirs: Vec<_> = [ours[0].clone(), gap(3), gap(4), gap(5), ours[2].clone(), gap(8), gap(9), gap(10)]
+        .into_iter()
+        .chain([ours[5].clone()])
+        .collect();
+    let found = explained(&ours, &theirs);
+    assert_eq!(kinds(&found), []);
+    assert_eq!((found.batches, found.gaps), (3, 6));
+}
+
+#[test]
+fn gaps_over_records_are_told() {
+    let found = explained(&[data(0, 2).build(), data(2, 1).build()], &[gap(0), gap(1), data(2, 1).build()]);
+    assert_eq!(kinds(&found), [(0, &DifferenceKind::Covered { last: 1 })]);
+    assert_eq!(found.batches, 1);
+
+    let open = data(0, 1).stamp(9, 0, 0).transactional().build();
+    for ending in [vec![marker(1, 9, 1)], vec![]] {
+        let ours = [vec![open.clone()], ending].concat();
+        let theirs: Vec<_> = (0..).take(ours.len()).map(gap).collect();
+        let found = explained(&ours, &theirs);
+        assert_eq!(kinds(&found), [(0, &DifferenceKind::Covered { last: 0 })], "{}", ours.len());
+    }
+}
+
+#[test]
+fn a_committed_transaction_is_no_difference() {
+    let ours = [data(0, 2).stamp(9, 3, 7).transactional().build(), marker(2, 9, 1)];
+    let found = explained(&ours, &[data(0, 2).build(), gap(2)]);
+    assert_eq!((kinds(&found), found.batches, found.gaps), (vec![], 1, 1));
+}
+
+#[test]
+fn what_others_wrote_is_told_with_its_producer() {
+    let foreign = |base| data(base, 2).fill(9).stamp(4_000, 0, 0).build();
+    let found = explained(&[data(0, 2).build()], &[data(0, 2).build(), foreign(2)]);
+    assert_eq!(kinds(&found), [(2, &DifferenceKind::Foreign { last: 3, producer_id: 4_000 })]);
+    assert_eq!((found.foreign_count, found.difference_count), (1, 1));
+    assert_eq!(found.differences[0].to_string(), "t[3]@2: offsets 2 to 3 were written by producer id 4000");
+
+    let found = explained(&[data(0, 2).build(), data(2, 2).build()], &[data(0, 2).build(), foreign(2)]);
+    assert_eq!(kinds(&found), [(2, &DifferenceKind::Foreign { last: 3, producer_id: 4_000 })]);
+    let found = explained(&[data(0, 2).build()], &[data(0, 2).build(), data(2, 1).build()]);
+    assert_eq!(kinds(&found), [(2, &DifferenceKind::Extra)], "the link's own is not foreign");
+    assert_eq!(found.foreign_count, 0);
+}
+
+#[test]
+fn what_differs_in_extent_only_is_told_apart() {
+    let difference = |kind| Difference { source: "t".into(), partition: 0, offset: 0, kind };
+    assert!(difference(DifferenceKind::End { source: 4, mirror: 2 }).is_extent());
+    assert!(difference(DifferenceKind::Start { source: 4, mirror: 2 }).is_extent());
+    assert!(!difference(DifferenceKind::End { source: 2, mirror: 4 }).is_extent());
+    assert!(!difference(DifferenceKind::Missing).is_extent());
 }

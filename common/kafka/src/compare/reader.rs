@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tombolo_proto::batch::{Batch, BatchError, Split, split};
+use tombolo_proto::batch::{BatchError, Split, split};
 
-use super::CompareOptions;
+use super::entry::Entry;
+use super::{CompareOptions, Reads};
 use crate::admin::{OffsetQuery, OffsetSpec, list_offsets};
 use crate::cluster::Cluster;
 use crate::connection::Connection;
@@ -26,17 +27,25 @@ pub(super) struct Reader<'a> {
     range: Range<i64>,
     connection: Option<Connection>,
     answer: Option<Split>,
-    head: Option<Result<Batch, BatchError>>,
+    head: Option<Result<Entry, BatchError>>,
+    reads: Reads,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(cluster: &'a Cluster, topic: &Arc<str>, partition: i32, options: CompareOptions) -> Self {
         let topic = Arc::clone(topic);
-        Self { cluster, topic, partition, options, range: 0..0, connection: None, answer: None, head: None }
+        let (range, reads) = (0..0, Reads::default());
+        Self { cluster, topic, partition, options, range, connection: None, answer: None, head: None, reads }
     }
 
     pub(super) fn seek(&mut self, range: Range<i64>) {
         self.range = range;
+        self.answer = None;
+        self.head = None;
+    }
+
+    pub(super) fn reads(&self) -> Reads {
+        self.reads
     }
 
     /// Offset of the next batch wanted.
@@ -52,13 +61,13 @@ impl<'a> Reader<'a> {
     }
 
     /// The next batch of the range, or why there is none that can be read. `None` at the end.
-    pub(super) async fn peek(&mut self) -> Result<Option<&Result<Batch, BatchError>>, KafkaError> {
+    pub(super) async fn peek(&mut self) -> Result<Option<Result<&Entry, BatchError>>, KafkaError> {
         let mut since = Instant::now();
         while self.head.is_none() && self.range.start < self.range.end {
             match self.answer.as_mut().and_then(Iterator::next) {
                 Some(Ok(batch)) if batch.next_offset() <= self.range.start => {}
                 Some(Ok(batch)) if batch.base_offset() >= self.range.end => self.range.start = self.range.end,
-                Some(item) => self.head = Some(item),
+                Some(item) => self.head = Some(item.map(|batch| Entry::of(&batch))),
                 None => {
                     let waiting = since.elapsed();
                     match self.fetch().await {
@@ -70,13 +79,34 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        Ok(self.head.as_ref())
+        Ok(self.head.as_ref().map(|head| head.as_ref().map_err(|error| *error)))
+    }
+
+    /// What a thousand offsets take, of one answer at the range's start; 0 for an empty range.
+    pub(super) async fn density(&mut self) -> Result<u64, KafkaError> {
+        let (mut bytes, mut first, mut next) = (0, None, 0);
+        loop {
+            match self.peek().await? {
+                Some(Ok(entry)) => {
+                    bytes += u64::from(entry.bytes);
+                    first.get_or_insert(entry.base_offset);
+                    next = entry.next_offset();
+                }
+                Some(Err(_)) | None => break,
+            }
+            self.pass();
+            if self.answer.as_ref().is_none_or(|answer| answer.remaining() == 0) {
+                break;
+            }
+        }
+        let offsets = first.and_then(|first| u64::try_from(next - first).ok()).unwrap_or(1).max(1);
+        Ok(bytes.saturating_mul(1_000) / offsets)
     }
 
     /// Goes on behind the batch that [`Reader::peek`] gave.
     pub(super) fn pass(&mut self) {
         if let Some(Ok(batch)) = self.head.take() {
-            self.range.start = batch.next_offset();
+            self.range.start = self.range.start.max(batch.next_offset());
         }
     }
 
@@ -95,11 +125,14 @@ impl<'a> Reader<'a> {
         let position =
             FetchPosition { offset: self.range.start, current_leader_epoch: leader_epoch, last_fetched_epoch: None };
         session.add(&self.topic, None, self.partition, position);
+        let asked = Instant::now();
         let fetched = session.fetch().await?.pop();
         let fetched = fetched.ok_or_else(|| KafkaError::answer(Api::Fetch, AnswerError::Missing))?;
         if let Some(code) = fetched.error {
             return Err(KafkaError::code(Api::Fetch, code));
         }
+        self.reads.bytes += fetched.records.len() as u64;
+        self.reads.waited += asked.elapsed();
         let came = !fetched.records.is_empty();
         self.answer = Some(split(fetched.records));
         Ok(came)

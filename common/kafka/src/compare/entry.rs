@@ -1,0 +1,83 @@
+//! What is compared of a batch, read from a log or from a digest.
+
+use tombolo_proto::batch::Batch;
+
+use crate::records::decode_batch;
+
+/// `ControlRecordType.ABORT`: version and type of the control record's key.
+const ABORT_KEY: [u8; 4] = [0, 0, 0, 0];
+
+/// One batch.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) base_offset: i64,
+    pub(super) last_offset: i64,
+    pub(super) canonical_crc: u32,
+    /// Size of the whole batch.
+    pub(super) bytes: u32,
+    pub(super) records: i32,
+    pub(super) producer_id: i64,
+    pub(super) kind: Kind,
+    /// Whether its stored CRC is right.
+    pub(super) sound: bool,
+    /// The batch itself, where a log was read.
+    pub(super) batch: Option<Batch>,
+}
+
+/// What a batch is for a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Records.
+    Data,
+    /// Records that count once their transaction is committed.
+    Transactional,
+    /// The end of an aborted transaction.
+    Abort,
+    /// Any other control record.
+    Control,
+}
+
+impl Entry {
+    pub(super) fn of(batch: &Batch) -> Self {
+        Self {
+            base_offset: batch.base_offset(),
+            last_offset: batch.last_offset(),
+            canonical_crc: batch.canonical_crc(),
+            bytes: u32::try_from(batch.len()).unwrap_or(u32::MAX),
+            records: batch.record_count(),
+            producer_id: batch.producer_id(),
+            kind: kind(batch),
+            sound: batch.crc_is_valid(),
+            batch: Some(batch.clone()),
+        }
+    }
+
+    pub(super) fn next_offset(&self) -> i64 {
+        self.last_offset + 1
+    }
+
+    pub(super) fn is_control(&self) -> bool {
+        matches!(self.kind, Kind::Abort | Kind::Control)
+    }
+
+    /// Whether both hold the same records, wherever they stand.
+    pub(super) fn same_content(&self, other: &Self) -> bool {
+        let same_section = match (&self.batch, &other.batch) {
+            (Some(ours), Some(theirs)) => ours.record_section() == theirs.record_section(),
+            (Some(_) | None, None) | (None, Some(_)) => self.bytes == other.bytes,
+        };
+        self.canonical_crc == other.canonical_crc && same_section
+    }
+}
+
+fn kind(batch: &Batch) -> Kind {
+    if !batch.is_control() {
+        return if batch.is_transactional() { Kind::Transactional } else { Kind::Data };
+    }
+    // Control batches are never compressed and hold one record.
+    let records = decode_batch(batch).unwrap_or_default();
+    match records.first().and_then(|record| record.key.as_deref()) {
+        Some(key) if key == ABORT_KEY => Kind::Abort,
+        Some(_) | None => Kind::Control,
+    }
+}

@@ -1,0 +1,338 @@
+//! Two logs side by side, batch after batch.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tombolo_proto::batch::BatchError;
+
+use super::digest::DigestReader;
+use super::entry::{Entry, Kind};
+use super::reader::Reader;
+use super::{CompareError, CompareOptions, Comparison, Difference, DifferenceKind, Extent, LogPair, Passed, Side};
+
+/// Batches of open transactions that are remembered until it is known how they ended; more are told at once.
+const MAX_PENDING: usize = 10_000;
+
+/// Where the source's batches come from.
+pub(super) enum Original<'a> {
+    Log(Reader<'a>),
+    Digest { digest: &'a mut DigestReader, head: Option<Entry>, range: Range<i64>, ended: bool },
+}
+
+impl<'a> Original<'a> {
+    pub(super) fn digest(digest: &'a mut DigestReader) -> Self {
+        Self::Digest { digest, head: None, range: 0..0, ended: false }
+    }
+
+    fn seek(&mut self, wanted: Range<i64>) {
+        match self {
+            Self::Log(reader) => reader.seek(wanted),
+            Self::Digest { range, .. } => *range = wanted,
+        }
+    }
+
+    fn position(&self) -> i64 {
+        match self {
+            Self::Log(reader) => reader.position(),
+            Self::Digest { range, .. } => range.start,
+        }
+    }
+
+    async fn peek(&mut self) -> Result<Option<Result<&Entry, BatchError>>, CompareError> {
+        match self {
+            Self::Log(reader) => Ok(reader.peek().await?),
+            Self::Digest { digest, head, range, ended } => {
+                // What was passed is dropped by its offset: a window may begin in a batch that the last one ended in.
+                while !*ended && head.as_ref().is_none_or(|head| head.next_offset() <= range.start) {
+                    *head = digest.next_batch()?;
+                    *ended = head.is_none();
+                }
+                let inside = |head: &&Entry| head.base_offset < range.end && head.next_offset() > range.start;
+                Ok(head.as_ref().filter(inside).map(Ok))
+            }
+        }
+    }
+
+    fn pass(&mut self) {
+        match self {
+            Self::Log(reader) => reader.pass(),
+            Self::Digest { head, range, .. } => {
+                if let Some(head) = head {
+                    range.start = range.start.max(head.next_offset());
+                }
+            }
+        }
+    }
+}
+
+pub(super) struct Merge<'a> {
+    pair: &'a LogPair,
+    options: CompareOptions,
+    passed: Passed<'a>,
+    pub(super) found: Comparison,
+    /// The source's batch that gaps were found in, by its base offset.
+    covered: Option<i64>,
+    /// Whether something was said of what the mirror has beyond its source.
+    beyond: bool,
+    source_end: i64,
+    /// Batches that gaps stand for, by producer, until their transaction ends.
+    pending: HashMap<i64, Vec<Range<i64>>>,
+    pending_count: usize,
+}
+
+/// Which log goes on after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Both,
+    Source,
+    Mirror,
+}
+
+impl<'a> Merge<'a> {
+    pub(super) fn new(pair: &'a LogPair, options: CompareOptions, passed: Passed<'a>) -> Self {
+        let found = Comparison::default();
+        let pending = HashMap::new();
+        let (covered, beyond, source_end, pending_count) = (None, false, i64::MAX, 0);
+        Self { pair, options, passed, found, covered, beyond, source_end, pending, pending_count }
+    }
+
+    pub(super) async fn compare(
+        mut self,
+        mut source: Original<'_>,
+        ours: Range<i64>,
+        mut mirror: Reader<'_>,
+        theirs: Range<i64>,
+    ) -> Result<Comparison, CompareError> {
+        let reads_on = matches!(source, Original::Log(_));
+        let (shared, end) = self.bounds(ours, theirs);
+        let mirror_end = if reads_on { end } else { shared.end };
+        let whole = shared.start..mirror_end;
+        let windows = match &self.pair.extent {
+            Extent::Whole | Extent::Offsets(_) => std::slice::from_ref(&whole),
+            Extent::Windows(windows) => windows.as_slice(),
+        };
+        for window in windows {
+            let window = within(window, &whole);
+            source.seek(within(&window, &shared));
+            mirror.seek(window);
+            if !self.run(&mut source, &mut mirror).await? {
+                break;
+            }
+        }
+        self.settle_rest();
+        if reads_on && end > shared.end && !self.beyond {
+            self.note(shared.end, DifferenceKind::End { source: shared.end, mirror: end });
+        }
+        if let Original::Log(reader) = &source {
+            self.found.reads[0] = reader.reads();
+        }
+        self.found.reads[1] = mirror.reads();
+        Ok(self.found)
+    }
+
+    /// What both logs have of the extent and where the mirror ends; differences for what only one has. A mirror that is
+    /// longer is not told here: its batches are.
+    pub(super) fn bounds(&mut self, source: Range<i64>, mirror: Range<i64>) -> (Range<i64>, i64) {
+        let wanted = match &self.pair.extent {
+            Extent::Whole | Extent::Windows(_) => 0..i64::MAX,
+            Extent::Offsets(range) => range.clone(),
+        };
+        let (source, mirror) = (within(&source, &wanted), within(&mirror, &wanted));
+        if source.start != mirror.start {
+            self.note(source.start, DifferenceKind::Start { source: source.start, mirror: mirror.start });
+        }
+        if source.end > mirror.end {
+            self.note(source.end, DifferenceKind::End { source: source.end, mirror: mirror.end });
+        }
+        self.source_end = source.end;
+        let start = source.start.max(mirror.start);
+        let end = source.end.min(mirror.end).max(start);
+        (start..end, mirror.end.max(end))
+    }
+
+    /// Whether both could be read to their ends.
+    async fn run(&mut self, source: &mut Original<'_>, mirror: &mut Reader<'_>) -> Result<bool, CompareError> {
+        let mut told = mirror.position();
+        loop {
+            let at = (source.position(), mirror.position());
+            let mirrored = async { mirror.peek().await.map_err(CompareError::from) };
+            let (ours, theirs) = tokio::try_join!(source.peek(), mirrored)?;
+            let step = match (ours, theirs) {
+                (None, None) => {
+                    (self.passed)(u64::try_from(mirror.position() - told).unwrap_or(0));
+                    return Ok(true);
+                }
+                (Some(Err(error)), _) => {
+                    self.note(at.0, DifferenceKind::Unreadable { side: Side::Source, error });
+                    return Ok(false);
+                }
+                (_, Some(Err(error))) => {
+                    self.note(at.1, DifferenceKind::Unreadable { side: Side::Mirror, error });
+                    return Ok(false);
+                }
+                (Some(Ok(ours)), None) => self.missing(ours),
+                (None, Some(Ok(theirs))) => self.extra(theirs),
+                (Some(Ok(ours)), Some(Ok(theirs))) => self.both(ours, theirs),
+            };
+            if step != Step::Mirror {
+                source.pass();
+            }
+            if step != Step::Source {
+                mirror.pass();
+                (self.passed)(u64::try_from(mirror.position() - told).unwrap_or(0));
+                told = mirror.position();
+            }
+        }
+    }
+
+    /// As [`Merge::run`], of batches at hand.
+    #[cfg(test)]
+    pub(super) fn walk(&mut self, mut ours: &[Entry], mut theirs: &[Entry]) {
+        loop {
+            let step = match (ours.first(), theirs.first()) {
+                (None, None) => break,
+                (Some(ours), None) => self.missing(ours),
+                (None, Some(theirs)) => self.extra(theirs),
+                (Some(ours), Some(theirs)) => self.both(ours, theirs),
+            };
+            ours = &ours[usize::from(step != Step::Mirror)..];
+            theirs = &theirs[usize::from(step != Step::Source)..];
+        }
+        self.settle_rest();
+    }
+
+    pub(super) fn both(&mut self, ours: &Entry, theirs: &Entry) -> Step {
+        if self.is_gap(theirs) {
+            return self.gap(ours, theirs);
+        }
+        for (side, batch) in [(Side::Source, ours), (Side::Mirror, theirs)] {
+            if !batch.sound {
+                self.note(batch.base_offset, DifferenceKind::Corrupt { side });
+            }
+        }
+        let same_place = (ours.base_offset, ours.last_offset) == (theirs.base_offset, theirs.last_offset);
+        let same_content = ours.same_content(theirs);
+        if same_content && same_place {
+            self.found.batches += 1;
+            self.found.records += u64::try_from(ours.records).unwrap_or(0);
+            self.found.bytes += u64::from(ours.bytes);
+            Step::Both
+        } else if same_content {
+            self.note(ours.base_offset, DifferenceKind::Shifted { mirror: theirs.base_offset });
+            Step::Both
+        } else if ours.base_offset == theirs.base_offset {
+            self.changed(ours, theirs);
+            Step::Both
+        } else if ours.base_offset < theirs.base_offset {
+            self.missing(ours)
+        } else {
+            self.extra(theirs)
+        }
+    }
+
+    fn is_gap(&self, theirs: &Entry) -> bool {
+        theirs.is_control() && self.options.writer == Some(theirs.producer_id)
+    }
+
+    fn is_foreign(&self, theirs: &Entry) -> bool {
+        self.options.writer.is_some_and(|writer| writer != theirs.producer_id)
+    }
+
+    /// A gap stands for what no consumer of committed records sees: nothing, a control record, an aborted record.
+    fn gap(&mut self, ours: &Entry, theirs: &Entry) -> Step {
+        if theirs.base_offset > ours.last_offset {
+            return self.missing(ours);
+        }
+        self.found.gaps += u64::try_from(theirs.next_offset() - theirs.base_offset).unwrap_or(0);
+        if theirs.last_offset < ours.base_offset {
+            return Step::Mirror;
+        }
+        if ours.is_control() {
+            self.settle(ours);
+            return Step::Both;
+        }
+        if self.covered != Some(ours.base_offset) {
+            self.covered = Some(ours.base_offset);
+            if ours.kind == Kind::Transactional && self.pending_count < MAX_PENDING {
+                self.pending_count += 1;
+                self.pending.entry(ours.producer_id).or_default().push(ours.base_offset..ours.last_offset);
+            } else {
+                self.note(ours.base_offset, DifferenceKind::Covered { last: ours.last_offset });
+            }
+        }
+        Step::Mirror
+    }
+
+    /// A transaction of the source ended: what was aborted may be a gap, what was committed may not.
+    fn settle(&mut self, marker: &Entry) {
+        let covered = self.pending.remove(&marker.producer_id).unwrap_or_default();
+        self.pending_count -= covered.len();
+        if marker.kind != Kind::Abort {
+            for batch in covered {
+                self.note(batch.start, DifferenceKind::Covered { last: batch.end });
+            }
+        }
+    }
+
+    fn settle_rest(&mut self) {
+        let mut rest: Vec<_> = self.pending.drain().flat_map(|(_, covered)| covered).collect();
+        rest.sort_by_key(|batch| batch.start);
+        for batch in rest {
+            self.note(batch.start, DifferenceKind::Covered { last: batch.end });
+        }
+    }
+
+    fn missing(&mut self, ours: &Entry) -> Step {
+        if self.covered != Some(ours.base_offset) {
+            self.note(ours.base_offset, DifferenceKind::Missing);
+        }
+        Step::Source
+    }
+
+    fn extra(&mut self, theirs: &Entry) -> Step {
+        self.beyond |= theirs.last_offset >= self.source_end;
+        if self.is_gap(theirs) {
+            self.found.gaps += u64::try_from(theirs.next_offset() - theirs.base_offset).unwrap_or(0);
+        } else if self.is_foreign(theirs) {
+            self.note(theirs.base_offset, foreign(theirs));
+        } else {
+            self.note(theirs.base_offset, DifferenceKind::Extra);
+        }
+        Step::Mirror
+    }
+
+    fn changed(&mut self, ours: &Entry, theirs: &Entry) {
+        self.beyond |= theirs.last_offset >= self.source_end;
+        let kind = if self.is_foreign(theirs) {
+            foreign(theirs)
+        } else {
+            DifferenceKind::Changed {
+                source: (ours.last_offset, ours.canonical_crc),
+                mirror: (theirs.last_offset, theirs.canonical_crc),
+            }
+        };
+        self.note(ours.base_offset, kind);
+    }
+
+    pub(super) fn note(&mut self, offset: i64, kind: DifferenceKind) {
+        let (source, partition) = (Arc::clone(&self.pair.source), self.pair.partition);
+        let difference = Difference { source, partition, offset, kind };
+        self.found.difference_count += 1;
+        self.found.extent_count += u64::from(difference.is_extent());
+        self.found.foreign_count += u64::from(matches!(difference.kind, DifferenceKind::Foreign { .. }));
+        if self.found.differences.len() < self.options.max_differences {
+            self.found.differences.push(difference);
+        }
+    }
+}
+
+fn foreign(theirs: &Entry) -> DifferenceKind {
+    DifferenceKind::Foreign { last: theirs.last_offset, producer_id: theirs.producer_id }
+}
+
+/// The part of `range` that lies in `limits`; empty where none does.
+fn within(range: &Range<i64>, limits: &Range<i64>) -> Range<i64> {
+    let last = limits.end.max(limits.start);
+    range.start.clamp(limits.start, last)..range.end.clamp(limits.start, last)
+}
