@@ -3,7 +3,7 @@
 //! Commands are worked off one after another, each in its time. What was under way when the process died is done or not;
 //! what is found afterwards may still hold what was trimmed or discarded, which a journal need not remember.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tombolo_agent::journal::{Journal, JournalError, JournalFrame, MemoryJournal};
 use tombolo_proto::edge::{Checkpoint, EdgeInput, JournalRange, SpillError, SpillFrame};
@@ -45,9 +45,6 @@ pub(crate) struct Disk {
     failed: bool,
     /// From here on the partition's frames cannot be read.
     damage: Option<(Place, Offset)>,
-    /// Partitions that lost their end to a damage, and what is left of them: what the owner gave before it heard of that
-    /// must not take its place.
-    cut: BTreeMap<Place, Offset>,
 }
 
 impl Disk {
@@ -65,7 +62,6 @@ impl Disk {
             fails_next: false,
             failed: false,
             damage: None,
-            cut: BTreeMap::new(),
         }
     }
 
@@ -91,7 +87,6 @@ impl Disk {
     fn open(&mut self) {
         self.journal = self.found.clone();
         self.failed = false;
-        self.cut.clear();
     }
 
     /// A restart of the process: what a former one left.
@@ -147,7 +142,6 @@ impl Disk {
 
     /// The segment with the damage is set aside; the partition keeps what lies before.
     fn cut(&mut self, (topic, partition): (TopicName, Partition), hole: Offset) {
-        self.cut.insert((topic_number(&topic), partition), hole);
         for journal in [&mut self.journal, &mut self.found] {
             let ranges = journal.ranges();
             let first = ranges.iter().find(|range| range.topic == topic && range.partition == partition);
@@ -246,9 +240,13 @@ impl World {
             return Err(SpillError::Full { reason: "the disk is full".to_owned() });
         }
         let packed = packed(frames);
-        let parted = packed.iter().any(|frame| {
-            let end = disk.cut.remove(&(topic_number(&frame.topic), frame.partition));
-            end.is_some_and(|end| end < frame.packed.first_offset)
+        let ranges = disk.ranges_by_place();
+        let mut seen = BTreeSet::new();
+        let parted = frames.iter().any(|frame| {
+            let place = (topic_number(&frame.topic), frame.partition);
+            // Only a partition's first frame joins what is there before; the others join that.
+            let end = ranges.get(&place).map(|&(_, next)| next);
+            seen.insert(place) && frame.after.is_some_and(|after| end != Some(after))
         });
         if parted {
             return Err(SpillError::Full { reason: "the journal was damaged meanwhile".to_owned() });
@@ -344,8 +342,9 @@ impl World {
         let Some(disk) = &mut self.disk else { return };
         let topic = source_topic(place.0);
         let journal = (!disk.failed).then_some(&mut disk.journal);
-        let verdict =
-            journal.and_then(|journal| crate::evidence::compare(journal, &topic, place.1, &tail, next_offset));
+        let verdict = journal.and_then(|journal| {
+            crate::evidence::compare(journal, &topic, place.1, &tail, next_offset).expect("it works")
+        });
         let Some(verdict) = verdict else {
             let wait = self.dice.millis(1, 200);
             return self.agent_after(wait, AgentEvent::Compare { place, ticket, tail, next_offset });

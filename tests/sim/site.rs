@@ -379,6 +379,8 @@ impl World {
                 self.tell_disk(Command::Load { topic, partition, ticket, offset, max_bytes });
             }
             EdgeOutput::Trim { mut confirmed } => {
+                // A checkpoint below the journal's start would be taken for one of another journal.
+                self.checkpoint(true);
                 if self.plan.bug == Some(Bug::TrimBeforeConfirm) {
                     crate::bugs::trim_what_was_sent(&mut confirmed, &self.agent.status());
                 }
