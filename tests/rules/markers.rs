@@ -1,9 +1,11 @@
 //! What the broker makes of control markers written by a client.
 
+use std::time::Duration;
+
 use tombolo_kafka::ErrorCode;
-use tombolo_kafka::admin::{MAX_MARKERS, OffsetSpec};
+use tombolo_kafka::admin::{MAX_MARKERS, MarkerRange, MarkerWriter, OffsetSpec, send_txn_markers};
 use tombolo_proto::batch::split;
-use tombolo_tests::broker::shared_pair;
+use tombolo_tests::broker::{ClusterSpec, KafkaCluster, Listener, shared_pair};
 
 use crate::batch::HandMade;
 use crate::consumer::visible_offsets;
@@ -150,4 +152,33 @@ async fn broker_refuses_markers_for_a_partition_it_has_not() {
     let partition = partition().await;
     let elsewhere = Partition { topic: "no-such-topic".into(), ..partition };
     assert_eq!(elsewhere.mark(0, 6, 1).await, Err(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION));
+}
+
+#[tokio::test]
+async fn broker_wants_a_right_on_the_cluster_for_markers() {
+    // Brokers talk among themselves as nobody; the client's user has no rights at all.
+    let spec = ClusterSpec::single()
+        .listener(Listener::SaslSsl)
+        .set("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer")
+        .set("super.users", "User:ANONYMOUS");
+    let cluster = KafkaCluster::start(spec).await;
+    let connection = cluster.raw_client().connect(1).await.unwrap();
+    let writer = MarkerWriter { producer_id: PRODUCER, producer_epoch: 0, coordinator_epoch: 6 };
+    let ranges = [("one", 0), ("one", 1), ("two", 0)].map(|(topic, partition)| MarkerRange {
+        topic: topic.into(),
+        partition,
+        count: 3,
+    });
+    let answers = send_txn_markers(&connection, writer, ranges.to_vec(), Duration::ZERO).await.unwrap();
+    assert_eq!(answers.len(), 3);
+    // Asked before anything else: that there are no such topics is not told.
+    for answer in answers {
+        assert_eq!(
+            answer.result,
+            Err(ErrorCode::CLUSTER_AUTHORIZATION_FAILED),
+            "{}/{}",
+            answer.topic,
+            answer.partition
+        );
+    }
 }

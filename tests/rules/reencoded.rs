@@ -3,17 +3,18 @@
 
 use std::time::Duration;
 
+use bytes::{BufMut, Bytes};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use tokio::task::spawn_blocking;
 use tombolo_kafka::fetch::{FetchOnce, Isolation, fetch_once};
-use tombolo_kafka::records::{Piece, Unfit};
+use tombolo_kafka::records::{Piece, Unfit, from_legacy};
 use tombolo_proto::batch::{Batch, Codec as BatchCodec, Stamp, split};
 use tombolo_tests::broker::{ClusterSpec, KafkaCluster, shared_pair, unique_name};
 use tombolo_tests::producer::Codec;
 use tombolo_tests::wait::until;
 
-use crate::consumer::consume;
+use crate::consumer::{Consumed, consume};
 use crate::partition::{PRODUCER, Partition};
 
 const LIMIT: usize = 16 << 20;
@@ -224,6 +225,71 @@ async fn broker_takes_the_runs_of_compacted_logs() {
         assert!(thinned.into_iter().all(|batch| batch.codec() == on_wire(*codec)));
         assert_equal(held, &mirror_log, RECORDS / 2).await;
     }
+}
+
+#[tokio::test]
+async fn broker_takes_old_messages_as_batches() {
+    // No broker of this version writes v0 or v1: the messages are made by hand.
+    let set = [
+        old_message(0, None, Some(b"key"), Some(b"of v0")),
+        old_message(1, None, None, None),
+        old_message(2, Some(1_400_000_000_000), Some(b"key"), Some(b"of v1")),
+        old_message(5, Some(1_300_000_000_000), Some(b""), Some(b"")),
+    ];
+    let mirror_log = empty_mirror().await;
+    let mut sequence = 0;
+    for piece in from_legacy(Bytes::from(set.concat()), 0, LIMIT).map(Result::unwrap) {
+        match piece {
+            Piece::Run(run) => {
+                let stamped = run.stamped(Stamp { producer_id: PRODUCER, sequence });
+                assert_eq!(mirror_log.append_bytes(stamped).await, Ok(run.base_offset()));
+                sequence += run.record_count();
+            }
+            Piece::Gap { first, next } => mark(&mirror_log, next - first).await,
+        }
+    }
+    let record = |offset, timestamp, key: Option<&[u8]>, value: Option<&[u8]>| Consumed {
+        offset,
+        timestamp,
+        key: key.map(<[u8]>::to_vec),
+        value: value.map(<[u8]>::to_vec),
+        headers: Vec::new(),
+    };
+    // librdkafka says of a timestamp of -1 that there is none.
+    let expected = [
+        record(0, None, Some(b"key"), Some(b"of v0")),
+        record(1, None, None, None),
+        record(2, Some(1_400_000_000_000), Some(b"key"), Some(b"of v1")),
+        record(5, Some(1_300_000_000_000), Some(b""), Some(b"")),
+    ];
+    assert_eq!(consume(&mirror_log, "read_committed").await, expected);
+    assert_eq!(mirror_log.log_end().await, 6);
+}
+
+/// A message of v0, or with a timestamp of v1 (`org.apache.kafka.common.record.LegacyRecord`).
+fn old_message(offset: i64, timestamp: Option<i64>, key: Option<&[u8]>, value: Option<&[u8]>) -> Vec<u8> {
+    let mut covered = vec![u8::from(timestamp.is_some()), 0];
+    if let Some(timestamp) = timestamp {
+        covered.put_i64(timestamp);
+    }
+    for field in [key, value] {
+        covered.put_i32(field.map_or(-1, |bytes| i32::try_from(bytes.len()).unwrap()));
+        covered.put_slice(field.unwrap_or_default());
+    }
+    let mut message = Vec::new();
+    message.put_i64(offset);
+    message.put_i32(i32::try_from(covered.len()).unwrap() + 4);
+    message.put_u32(crc32(&covered));
+    message.put_slice(&covered);
+    message
+}
+
+/// The CRC of zip files, bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    let fold = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+    };
+    !bytes.iter().fold(u32::MAX, fold)
 }
 
 async fn produce_one(cluster: &KafkaCluster, topic: &str) {
