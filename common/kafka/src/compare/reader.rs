@@ -84,22 +84,13 @@ impl<'a> Reader<'a> {
 
     /// What a thousand offsets take, of one answer at the range's start; 0 for an empty range.
     pub(super) async fn density(&mut self) -> Result<u64, KafkaError> {
-        let (mut bytes, mut first, mut next) = (0, None, 0);
-        loop {
-            match self.peek().await? {
-                Some(Ok(entry)) => {
-                    bytes += u64::from(entry.bytes);
-                    first.get_or_insert(entry.base_offset);
-                    next = entry.next_offset();
-                }
-                Some(Err(_)) | None => break,
-            }
-            self.pass();
-            if self.answer.as_ref().is_none_or(|answer| answer.remaining() == 0) {
-                break;
-            }
+        let Some(Ok(first)) = self.peek().await? else { return Ok(0) };
+        let (start, mut next, mut bytes) = (first.base_offset, first.next_offset(), u64::from(first.bytes));
+        for batch in self.answer.take().into_iter().flatten().flatten() {
+            next = batch.next_offset();
+            bytes += batch.len() as u64;
         }
-        let offsets = first.and_then(|first| u64::try_from(next - first).ok()).unwrap_or(1).max(1);
+        let offsets = u64::try_from(next - start).unwrap_or(1).max(1);
         Ok(bytes.saturating_mul(1_000) / offsets)
     }
 
