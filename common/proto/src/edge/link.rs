@@ -185,7 +185,7 @@ impl EdgeLink {
             }
             EdgeInput::FetchFailed { topic, fetch, failure } => self.fetch_failed(&topic, fetch, failure),
             EdgeInput::Restored { checkpoint, ranges } => self.restored(checkpoint, &ranges),
-            EdgeInput::JournalOpened { ranges } => self.journal_opened(&ranges),
+            EdgeInput::JournalOpened { ranges } => self.journal_opened(&ranges, now),
             EdgeInput::Spilled { ticket, result } => self.spilled(ticket, result, now),
             EdgeInput::Loaded { topic, partition, ticket, frames } => self.loaded(&(topic, partition), ticket, frames),
             EdgeInput::Discovered { topics } => self.discovered(topics),

@@ -113,6 +113,8 @@ pub(super) struct EdgePartition {
     pub(super) rewinds: u64,
     /// Reading it failed in the dark: a position will tell whether that matters. It is tried again after so many looks.
     pub(super) stuck: Option<u32>,
+    /// A position was told, or a checkpoint: it does not begin anew at 0 by itself.
+    known: bool,
     /// Changed since the last checkpoint.
     pub(super) dirty: bool,
     /// The journal has not been told how far it may let go.
@@ -154,6 +156,7 @@ impl EdgePartition {
             unverified: false,
             rewinds: 0,
             stuck: None,
+            known: false,
             dirty: false,
             untrimmed: false,
             in_loads: false,
@@ -256,6 +259,11 @@ impl EdgePartition {
             .or_else(|| self.progress.map(|progress| progress.fetched))
     }
 
+    /// Whether nothing was ever told or kept of it.
+    pub(super) fn is_new(&self) -> bool {
+        !self.known && self.progress.is_none()
+    }
+
     /// Starts from nothing at an offset.
     pub(super) fn start(&mut self, offset: Offset) {
         self.forget_memory();
@@ -308,9 +316,8 @@ impl EdgePartition {
         for theirs in tail {
             let overlaps =
                 |ours: &&TailBatch| ours.base_offset <= theirs.last_offset && theirs.base_offset <= ours.last_offset;
-            if let Some(ours) = known.iter().find(overlaps)
-                && ours != theirs
-            {
+            // What was shipped and what was read since may be of two histories.
+            if let Some(ours) = known.iter().filter(overlaps).find(|ours| *ours != theirs) {
                 return Recall::Differs(differs(self.partition, ours, theirs));
             }
         }
@@ -334,6 +341,7 @@ impl EdgePartition {
     pub(super) fn place(&mut self, run: u32, next_offset: Offset) -> bool {
         debug_assert!(self.flight.is_empty(), "unsend comes first");
         self.stuck = None;
+        self.known = true;
         self.dirty = true;
         self.untrimmed = true;
         let goes_on = self.goes_on_at(next_offset);

@@ -137,14 +137,16 @@ impl EdgeLink {
         // Frames of a mirror that no checkpoint names: kept all the same, for the gateway to say.
         for range in ranges {
             let unknown = || EdgeMirror { settled: true, ..EdgeMirror::new(Phase::Discovering) };
-            self.mirrors.entry(range.topic.clone()).or_insert_with(unknown).ensure(range.partition);
+            let mirror = self.mirrors.entry(range.topic.clone()).or_insert_with(unknown);
+            mirror.topic_id = mirror.topic_id.or(range.topic_id);
+            mirror.ensure(range.partition);
         }
         for CheckpointPartition { topic, partition, confirmed, last_epoch, shipped } in checkpoint.partitions {
             if let Some(at) = self.mirrors.get_mut(&topic).and_then(|mirror| mirror.ensure(partition)) {
                 at.restore(Some(confirmed), (shipped, last_epoch), None);
             }
         }
-        self.take_ranges(ranges);
+        self.take_ranges(ranges, false);
         for (topic, mirror) in &self.mirrors {
             if matches!(mirror.phase, Phase::Discovering) {
                 self.outputs.push_back(EdgeOutput::Discover { topic: topic.clone() });
@@ -153,14 +155,15 @@ impl EdgeLink {
     }
 
     /// The journal is another than we knew: what it holds now counts, and the session begins anew.
-    pub(super) fn journal_opened(&mut self, ranges: &[JournalRange]) {
+    pub(super) fn journal_opened(&mut self, ranges: &[JournalRange], now: Time) {
         self.close(CloseCode::Unavailable, "the journal was opened anew");
         // What is being written after a damage was found may yet be kept; its answer is to come.
         if !matches!(self.journal.phase, JournalPhase::Writing(_)) {
-            self.journal.phase = JournalPhase::IDLE;
+            // What waited meanwhile may be all that there is room for.
+            self.journal.phase = JournalPhase::Idle { due: Some(now), pressed: false };
         }
         self.journal.loads = 0;
-        self.take_ranges(ranges);
+        self.take_ranges(ranges, true);
         if self.journal.trouble.take().is_some() {
             self.outputs.push_back(EdgeOutput::Event(EdgeEvent::Journal { trouble: None }));
         }
@@ -176,8 +179,9 @@ impl EdgeLink {
         }
     }
 
-    /// Every partition goes on from what the journal holds of it, or from what the cloud confirmed.
-    fn take_ranges(&mut self, ranges: &[JournalRange]) {
+    /// Every partition goes on from what the journal holds of it, or from what the cloud confirmed; with `rejoin` from what
+    /// memory holds, where that joins.
+    fn take_ranges(&mut self, ranges: &[JournalRange], rejoin: bool) {
         let by_key: BTreeMap<_, _> = ranges.iter().map(|range| ((&range.topic, range.partition), range)).collect();
         let (mut trims, mut others) = (Vec::new(), Vec::new());
         for key in self.keys() {
@@ -191,7 +195,7 @@ impl EdgeLink {
                 continue;
             }
             let range = range.map(|range| (range.first, range.next, range.last_epoch));
-            if self.with(&key, |partition| partition.rejoin(range)) == Some(true) {
+            if rejoin && self.with(&key, |partition| partition.rejoin(range)) == Some(true) {
                 continue;
             }
             self.stop_fetch(&key);
@@ -242,7 +246,7 @@ impl EdgeLink {
         let settled = mirror.settled;
         for key in self.keys_of(topic) {
             let goes_on = self.with(&key, |partition| {
-                if settled && partition.progress().is_none() {
+                if settled && partition.is_new() {
                     // Made since the last session: the mirror of it will begin where it begins.
                     partition.start(0);
                 }

@@ -21,6 +21,7 @@ impl EdgePartition {
         self.spilling = spilling;
         (self.shipped, self.shipped_epoch) = (shipped.0.into(), shipped.1);
         // The journal lets go of confirmed offsets only: a checkpoint below its start is an old one.
+        self.known |= confirmed.is_some() || journal.is_some();
         let confirmed = match (confirmed, journal) {
             (Some(confirmed), Some((first, _, _))) => confirmed.max(first),
             (Some(confirmed), None) => confirmed,
@@ -41,7 +42,12 @@ impl EdgePartition {
         };
         let confirmed = progress.confirmed;
         let live = journal.filter(|&(first, next, _)| first <= confirmed && confirmed < next);
-        let joins = live.map_or(start == confirmed, |(_, next, _)| start <= next && next <= progress.fetched);
+        let joins = match (journal, live) {
+            (_, Some((_, next, _))) => start <= next && next <= progress.fetched,
+            // Memory has it all.
+            (Some((_, next, _)), None) => start == confirmed && next <= progress.fetched,
+            (None, None) => start == confirmed,
+        };
         if joins && self.flight.is_empty() {
             self.journal = live.map(|(first, next, _)| (first, next));
             self.journal_epoch = live.map_or(-1, |(_, _, epoch)| epoch);
