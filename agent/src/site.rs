@@ -141,11 +141,13 @@ impl Site {
         self.feed(EdgeInput::Restored { checkpoint, ranges }).await;
         loop {
             let event = self.select(&mut publish, &stop).await;
-            match event {
-                Event::Stop => break,
-                Event::Disk(None) => return Err(KeeperError::Died),
-                event => self.apply(event).await,
+            if let Event::Stop = event {
+                break;
             }
+            if let Event::Disk(None) = event {
+                return Err(KeeperError::Died);
+            }
+            self.apply(event).await;
         }
         self.close(&mut publish).await;
         Ok(())

@@ -1,6 +1,7 @@
 //! Which process of a link's agent is served. Every process draws a number at its start; of two with one certificate, the
-//! one that came last is served, and the other is refused for as long as it runs: a disk that was cloned to a second box
-//! must not feed one mirror from two places.
+//! one that came last is served, and the other is refused while that one is there: a disk that was cloned to a second box
+//! must not feed one mirror from two places. Once it has been gone for [`QUIET`] the other may come back: the word of a
+//! process that died may have arrived after that of its successor, and nobody is on site to restart that.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,6 +11,8 @@ use super::record::{IncarnationRecord, TermRecord};
 
 /// Processes remembered after they were replaced. One that comes back after so many others is taken for a new one.
 const MAX_REPLACED: usize = 64;
+/// A process that has no session here and took its last term so long ago leaves its place to whom it replaced.
+const QUIET: Duration = Duration::from_mins(10);
 /// A process that took its last term so recently counts as still there.
 const RECENT: Duration = Duration::from_mins(5);
 
@@ -87,8 +90,12 @@ impl Incarnations {
         if incarnation == 0 {
             return Ok((next, None));
         }
-        if let Some(other) = self.replaced.iter().find(|other| other.incarnation == incarnation) {
-            return Err(Replaced { at: other.replaced_at, from: other.replaced_from.clone() });
+        let quiet = !earlier_connected && now.saturating_sub(self.taken_at) > QUIET.as_secs();
+        if let Some(at) = self.replaced.iter().position(|other| other.incarnation == incarnation) {
+            let other = next.replaced.remove(at);
+            if !quiet {
+                return Err(Replaced { at: other.replaced_at, from: other.replaced_from });
+            }
         }
         let address = address.to_string();
         if let Some(current) = next.current.as_mut().filter(|current| current.incarnation == incarnation) {
@@ -139,17 +146,28 @@ mod tests {
     #[test]
     fn the_process_that_came_last_is_served_and_the_others_are_refused() {
         let state = after(&[claimant(7, 1), claimant(8, 2)]);
-        assert_eq!(state.claim(claimant(8, 3), NOON * 2).unwrap().1, None, "it may come back");
-        let refused = state.claim(claimant(7, 1), NOON * 2).unwrap_err();
+        let soon = NOON + 86_400 + 60;
+        assert_eq!(state.claim(claimant(8, 3), soon).unwrap().1, None, "it may come back");
+        let refused = state.claim(claimant(7, 1), soon).unwrap_err();
         assert_eq!(
             refused.to_string(),
             "another agent with this link's certificate took over at 2026-09-24T12:00:00Z, from 10.0.0.2: stop one of \
              the two; restart this one to take the link back"
         );
         // Restarted, it has another number.
-        let (state, former) = state.claim(claimant(9, 1), NOON * 2).unwrap();
-        assert_eq!(former, Some(Former { address: "10.0.0.2".to_owned(), still_there: false }));
-        assert!(state.claim(claimant(7, 1), NOON * 2).is_err() && state.claim(claimant(8, 2), NOON * 2).is_err());
+        let (state, former) = state.claim(claimant(9, 1), soon).unwrap();
+        assert_eq!(former, Some(Former { address: "10.0.0.2".to_owned(), still_there: true }));
+        assert!(state.claim(claimant(7, 1), soon).is_err() && state.claim(claimant(8, 2), soon).is_err());
+    }
+
+    #[test]
+    fn one_that_was_replaced_comes_back_when_the_other_is_gone() {
+        let state = after(&[claimant(7, 1), claimant(8, 1)]);
+        let later = NOON + 86_400 + QUIET.as_secs() + 1;
+        assert!(state.claim(Claimant { earlier_connected: true, ..claimant(7, 1) }, later).is_err(), "it is connected");
+        let (state, former) = state.claim(claimant(7, 1), later).unwrap();
+        assert!(former.is_some());
+        assert!(state.claim(claimant(8, 1), later + 1).is_err(), "now it is the older one");
     }
 
     #[test]

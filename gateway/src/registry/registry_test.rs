@@ -97,5 +97,5 @@ fn the_record_that_is_read_back_tells_whose_process_is_served() {
     incarnations.write(&mut theirs);
     registry.shared.learn(link(), &theirs);
     let held = registry.shared.view().links.get(&link()).cloned().unwrap();
-    assert!(held.incarnations.claim(claimant, 3_000).is_err(), "the older one is refused by every gateway");
+    assert!(held.incarnations.claim(claimant, 2_100).is_err(), "the older one is refused by every gateway");
 }
