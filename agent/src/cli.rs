@@ -1,5 +1,6 @@
-//! The command line: `run`, `check`, `status`.
+//! The command line: `run`, `check`, `digest`, `journal`, `status`.
 
+mod digest;
 mod journal;
 
 use std::net::SocketAddr;
@@ -36,6 +37,8 @@ enum Command {
     Run(Config),
     /// Try settings, files, source cluster and gateways. Begins no session. Exit code 1 where something fails.
     Check(Config),
+    /// Write what `tombolo verify` needs of the source's logs into a file, for a mirror that is compared elsewhere.
+    Digest(digest::Digest),
     /// Look at the journal of an agent that does not run, check it, or take it away.
     #[command(subcommand)]
     Journal(journal::Command),
@@ -74,6 +77,7 @@ impl Cli {
         match self.command {
             Command::Run(config) => run(config).await,
             Command::Check(config) => check(config).await,
+            Command::Digest(arguments) => Box::pin(digest::execute(arguments)).await,
             Command::Journal(command) => {
                 // Blocks, and there is nothing else to do meanwhile.
                 tokio::task::spawn_blocking(move || journal::execute(command)).await.unwrap_or(ExitCode::FAILURE)

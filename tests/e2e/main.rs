@@ -21,3 +21,4 @@ mod stranger;
 mod takeover;
 mod topics;
 mod unsupported;
+mod verify;

@@ -1,4 +1,4 @@
-//! The two daemons as processes: built, started, stopped, killed and asked, as an operator would.
+//! The two daemons as processes, built, started, stopped, killed and asked as an operator would; and `tombolo`, run.
 //!
 //! A [`Daemon`] that is dropped is killed, and its whole log goes through the [`LogGuard`]: a warning or an error that
 //! the test did not announce with [`Daemon::allow`] fails the test.
@@ -42,11 +42,20 @@ impl Binary {
 
     /// Runs the program with these arguments to its end: `check`, `status`, `dev-certs`.
     pub async fn run(self, arguments: &[&str]) -> Output {
-        let program = binaries::path(self).await;
-        let run = tokio::process::Command::new(program).args(arguments).kill_on_drop(true).output();
-        let done = tokio::time::timeout(Duration::from_mins(1), run).await;
-        done.unwrap_or_else(|_| panic!("{} {arguments:?} does not end", self.name())).expect("the program was built")
+        run(self.name(), arguments).await
     }
+}
+
+/// Runs the operator's program, `tombolo`, with these arguments to its end.
+pub async fn tombolo(arguments: &[&str]) -> Output {
+    run("tombolo", arguments).await
+}
+
+async fn run(name: &str, arguments: &[&str]) -> Output {
+    let program = binaries::path(name).await;
+    let run = tokio::process::Command::new(program).args(arguments).kill_on_drop(true).output();
+    let done = tokio::time::timeout(Duration::from_mins(1), run).await;
+    done.unwrap_or_else(|_| panic!("{name} {arguments:?} does not end")).expect("the program was built")
 }
 
 /// A daemon with a folder, a settings file and a log, running or not.
@@ -82,7 +91,7 @@ impl Daemon {
         let mut daemon = Self {
             binary,
             program: None,
-            path: binaries::path(binary).await,
+            path: binaries::path(binary.name()).await,
             http: http_address(settings),
             settings: scratch.write("settings.toml", settings),
             guard: LogGuard::default(),

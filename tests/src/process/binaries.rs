@@ -1,4 +1,4 @@
-//! The daemons' programs, built once per test process with the profile and in the folder of the test itself.
+//! The programs, built once per test process with the profile and in the folder of the test itself.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,13 +7,11 @@ use std::{env, iter};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 
-use super::Binary;
-
 /// The program's path, after a build that brings it up to date.
-pub(super) async fn path(binary: Binary) -> PathBuf {
+pub(super) async fn path(name: &str) -> PathBuf {
     static FOLDER: OnceCell<PathBuf> = OnceCell::const_new();
     let folder = FOLDER.get_or_init(async || spawn_blocking(build).await.expect("the build reports its failure"));
-    folder.await.join(binary.name())
+    folder.await.join(name)
 }
 
 /// Builds and returns the folder of the programs: the parent of the `deps` folder that the test runs from.
@@ -25,7 +23,7 @@ fn build() -> PathBuf {
     let profile = if profile == "debug" { "dev" } else { profile };
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // The tests' own package among the selected ones keeps the dependencies' features, and so their builds, as they are.
-    let packages = ["tombolo-agent", "tombolo-gateway", "tombolo-tests"];
+    let packages = ["tombolo-agent", "tombolo-gateway", "tombolo-cli", "tombolo-tests"];
     let output = Command::new(cargo)
         .args(["build", "--quiet", "--bins", "--profile", profile, "--target-dir"])
         .arg(target)
