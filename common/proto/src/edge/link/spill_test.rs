@@ -511,3 +511,115 @@ fn a_mirror_that_is_paused_keeps_its_frames_and_one_that_failed_does_not() {
     let outputs = site.message(CloudBody::Failed(crate::wire::Failed::new(MirrorId(0), &failed)));
     assert!(discards(&outputs), "{outputs:?}");
 }
+
+#[test]
+fn frames_kept_for_a_gateway_that_took_more_are_made_smaller() {
+    let mut site = Site::restored(checkpoint(2, tail(0)), frames(&[0, 4]));
+    assert!(site.journal[0].raw_bytes > 600);
+    site.found(1);
+    site.feed(EdgeInput::Connected { cluster_id: "source".to_owned() });
+    site.message(CloudBody::Welcome(Welcome {
+        version: 1,
+        term: 7,
+        credit_bytes: 6_000,
+        max_frame_bytes: 600,
+        software: "gateway".to_owned(),
+        mirrors: 1,
+    }));
+    site.message(CloudBody::Mirror(Mirror { mirror: 0, topic: "orders".to_owned(), paused: false }));
+    site.position(1, 2, tail(0));
+    assert_eq!(site.sent(), [(2, 4, true), (4, 6, true), (6, 8, true)]);
+}
+
+#[test]
+fn a_mirror_that_is_paused_while_it_is_spilled_keeps_that_too() {
+    let (mut site, fetch) = live();
+    site.fetched(fetch, &[0, 2]);
+    site.now += DELAY;
+    let outputs = site.feed(EdgeInput::Timeout);
+    let (ticket, frames) = spill(&outputs).expect("is due");
+    let paused = |paused| CloudBody::Mirror(Mirror { mirror: 0, topic: "orders".to_owned(), paused });
+    site.message(paused(true));
+    site.journal.extend(frames.iter().map(|frame| Packed::new(&frame.entries)));
+    site.feed(EdgeInput::Spilled { ticket, result: Ok(()) });
+    assert_eq!(site.status().journal, Some((0, 4)));
+    site.message(paused(false));
+    site.found(1);
+    let outputs = site.position(2, 0, Vec::new());
+    assert!(!discards(&outputs), "{outputs:?}");
+    assert_eq!(site.sent(), [(0, 4, true)]);
+}
+
+#[test]
+fn what_is_being_written_when_a_damage_is_found_counts() {
+    let (mut site, fetch) = live();
+    site.fetched(fetch, &[0]);
+    site.pass(DELAY);
+    site.fetched(fetch, &[2]);
+    site.now += DELAY;
+    let outputs = site.feed(EdgeInput::Timeout);
+    let (ticket, frames) = spill(&outputs).expect("is due");
+    let ranges = site.ranges();
+    site.feed(EdgeInput::JournalOpened { ranges });
+    site.journal.extend(frames.iter().map(|frame| Packed::new(&frame.entries)));
+    site.feed(EdgeInput::Spilled { ticket, result: Ok(()) });
+    assert_eq!((site.status().journal, site.status().fetched), (Some((0, 4)), Some(4)));
+}
+
+#[test]
+fn a_topic_made_anew_is_kept_with_where_it_begins() {
+    let mut site = Site::restored(checkpoint(8, tail(6)), Vec::new());
+    site.found(2);
+    site.connect();
+    site.found(2);
+    site.position(1, 0, Vec::new());
+    let kept = site.link.take_checkpoint(false).expect("the id is new");
+    assert_eq!(kept.mirrors[0].topic_id, Some([2; 16]));
+    assert_eq!((kept.partitions[0].confirmed, &kept.partitions[0].shipped), (0, &Vec::new()));
+}
+
+#[test]
+fn an_empty_partition_waits_for_one_that_shows_whose_the_mirror_is() {
+    let found = |site: &mut Site| {
+        let source = SourceTopic {
+            partitions: 2,
+            topic_id: Some([2; 16]),
+            configs: Vec::new(),
+            retention: Retention::default(),
+        };
+        site.feed(EdgeInput::Source { topic: topic(), source: Ok(source) })
+    };
+    let mut kept = checkpoint(8, tail(6));
+    kept.partitions.push(CheckpointPartition {
+        partition: 1,
+        confirmed: 0,
+        shipped: Vec::new(),
+        ..kept.partitions[0].clone()
+    });
+    let mut site = Site::restored(kept, Vec::new());
+    found(&mut site);
+    site.open(&[]);
+    site.message(CloudBody::Mirror(Mirror { mirror: 0, topic: "orders".to_owned(), paused: false }));
+    let position = |partition, next_offset, tail| {
+        CloudBody::Position(Position { mirror: 0, partition, run: 1, next_offset, tail, rewind: false })
+    };
+    assert_eq!(site.message(position(1, 0, Vec::new())), [], "a mirror of either topic looks like this");
+    let outputs = site.message(position(0, 8, tail(6)));
+    assert_eq!((failure(&outputs), fetch_of(&outputs)), (Some(FailureCode::SourceTopicIdChanged), None));
+}
+
+#[test]
+fn the_epoch_of_a_journal_that_was_let_go_of_is_remembered() {
+    let mut site = Site::restored(checkpoint(0, Vec::new()), frames(&[0]));
+    let (fetch, ..) = fetch_of(&site.found(1)).expect("reads on");
+    let failure = Failure::at(FailureCode::UnexpectedTruncation, 0, 2, "cut");
+    site.feed(EdgeInput::FetchFailed { topic: topic(), fetch, failure });
+    site.connect();
+    let outputs = site.position(1, 4, tail(2));
+    let ticket = outputs
+        .iter()
+        .find_map(|output| if let EdgeOutput::CompareTail { ticket, .. } = output { Some(*ticket) } else { None });
+    let (ticket, verdict) = (ticket.expect("not known here"), Verdict::Agrees);
+    let outputs = site.feed(EdgeInput::TailCompared { topic: topic(), partition: 0, ticket, verdict });
+    assert_eq!(fetch_of(&outputs).map(|(_, offset, epoch)| (offset, epoch)), Some((4, Some(0))));
+}
