@@ -401,7 +401,9 @@ fn stale(journal: &impl Journal, frames: &[SpillFrame]) -> Option<String> {
     let ranges = journal.ranges();
     let mut checked = BTreeSet::new();
     for SpillFrame { topic, partition, after, .. } in frames {
-        let Some(after) = after.filter(|_| checked.insert((topic, *partition))) else { continue };
+        // Later frames of the partition join the first.
+        let first = checked.insert((topic, *partition));
+        let Some(after) = after.filter(|_| first) else { continue };
         let range = ranges.binary_search_by(|range| (&range.topic, range.partition).cmp(&(topic, *partition)));
         let end = range.ok().and_then(|at| ranges.get(at)).map(|range| range.next);
         if end != Some(after) {
@@ -427,5 +429,48 @@ fn whole(mut ranges: Vec<JournalRange>, lost: &[LostRange]) -> Vec<JournalRange>
 pub(crate) fn log_lost(lost: &[LostRange]) {
     for LostRange { topic, partition, first, next } in lost {
         tracing::warn!(%topic, partition, first, ?next, "journal damage: these offsets are read from the source again");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tombolo_proto::frame::Entry;
+    use tombolo_proto::testing::BatchBuilder;
+
+    use super::*;
+    use crate::journal::MemoryJournal;
+
+    fn frame(base: Offset, after: Option<Offset>) -> SpillFrame {
+        let entries = vec![Entry::Batch(BatchBuilder::new(base).records(2).build())];
+        SpillFrame { topic: TopicName::new("orders").unwrap(), topic_id: None, partition: 0, after, entries }
+    }
+
+    #[test]
+    fn only_frames_that_damage_has_cut_off_are_stale() {
+        let mut journal = MemoryJournal::new(1 << 20);
+        let run = [frame(0, None), frame(2, Some(2)), frame(4, Some(4))];
+        assert_eq!(stale(&journal, &run), None, "a run begins, and goes on within the commit");
+        let kept = run.map(|SpillFrame { topic, topic_id, partition, entries, .. }| JournalFrame {
+            topic,
+            topic_id,
+            partition,
+            packed: Packed::new(&entries),
+        });
+        journal.append(&kept).unwrap();
+        assert_eq!(stale(&journal, &[frame(6, Some(6)), frame(8, Some(8))]), None);
+        assert!(stale(&journal, &[frame(8, Some(8))]).is_some());
+        assert_eq!(stale(&journal, &[frame(8, None)]), None, "what there was is confirmed");
+    }
+
+    #[test]
+    fn a_range_whose_beginning_is_lost_is_none() {
+        let mut journal = MemoryJournal::new(1 << 20);
+        let SpillFrame { topic, entries, .. } = frame(6, None);
+        let packed = Packed::new(&entries);
+        journal.append(&[JournalFrame { topic: topic.clone(), topic_id: None, partition: 0, packed }]).unwrap();
+        let lost = |next| vec![LostRange { topic: topic.clone(), partition: 0, first: 2, next }];
+        assert_eq!(whole(journal.ranges(), &lost(Some(6))), []);
+        assert_eq!(whole(journal.ranges(), &lost(Some(4))).len(), 1);
+        assert_eq!(whole(journal.ranges(), &lost(None)).len(), 1);
     }
 }

@@ -65,8 +65,8 @@ impl Verifier {
 
 fn table(name: &str, cluster: &KafkaCluster) -> String {
     let properties = cluster.properties(Mechanism::ScramSha512);
-    let lines: String = properties.iter().map(|(name, value)| format!("{name:?} = {value:?}\n")).collect();
-    format!("[{name}]\n{lines}")
+    let lines: Vec<String> = properties.iter().map(|(name, value)| format!("{name:?} = {value:?}")).collect();
+    format!("[{name}]\n{}\n", lines.join("\n"))
 }
 
 #[tokio::test]

@@ -328,7 +328,9 @@ impl EdgeLink {
             }
             let topic_id = self.mirrors.get(&key.0).and_then(|mirror| mirror.topic_id);
             let chosen = self.with(&key, |partition| {
-                let after = partition.journal().map(|(_, next)| next);
+                // What the cloud has of it the journal may have let go of.
+                let confirmed = partition.progress().map_or(0, |progress| progress.confirmed);
+                let after = partition.journal().map(|(_, next)| next).filter(|&next| next > confirmed);
                 (after, partition.spill(until, target, room))
             });
             let Some((mut after, chosen)) = chosen else { continue };
