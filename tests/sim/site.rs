@@ -421,6 +421,9 @@ impl World {
         if let EdgeEvent::MirrorFailed { topic, failure, told_by_gateway: false } = event {
             self.failed(topic_number(topic), failure);
         }
+        if let EdgeEvent::Unverified { topic, partition } = event {
+            self.ghost.placed_unverified((topic_number(topic), *partition));
+        }
     }
 
     /// Keeps what is to outlive the process: lists that changed, or with `all` also where partitions stand.

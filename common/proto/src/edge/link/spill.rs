@@ -23,7 +23,7 @@ use crate::pattern::TopicPattern;
 use crate::wire::CloseCode;
 
 /// Bytes of one commit, about: what it takes to write must not keep reads of the journal waiting.
-const SPILL_BYTES: usize = 4 << 20;
+const SPILL_BYTES: usize = 2 << 20;
 /// Bytes of a partition read back at a time.
 const LOAD_BYTES: usize = 512 << 10;
 /// Reads of the journal under way.
@@ -146,7 +146,7 @@ impl EdgeLink {
                 at.restore(Some(confirmed), (shipped, last_epoch), None);
             }
         }
-        self.take_ranges(ranges, false);
+        self.take_ranges(ranges);
         for (topic, mirror) in &self.mirrors {
             if matches!(mirror.phase, Phase::Discovering) {
                 self.outputs.push_back(EdgeOutput::Discover { topic: topic.clone() });
@@ -163,7 +163,7 @@ impl EdgeLink {
             self.journal.phase = JournalPhase::Idle { due: Some(now), pressed: false };
         }
         self.journal.loads = 0;
-        self.take_ranges(ranges, true);
+        self.take_ranges(ranges);
         if self.journal.trouble.take().is_some() {
             self.outputs.push_back(EdgeOutput::Event(EdgeEvent::Journal { trouble: None }));
         }
@@ -179,9 +179,8 @@ impl EdgeLink {
         }
     }
 
-    /// Every partition goes on from what the journal holds of it, or from what the cloud confirmed; with `rejoin` from what
-    /// memory holds, where that joins.
-    fn take_ranges(&mut self, ranges: &[JournalRange], rejoin: bool) {
+    /// Every partition goes on from what the journal holds of it, or from what the cloud confirmed.
+    fn take_ranges(&mut self, ranges: &[JournalRange]) {
         let by_key: BTreeMap<_, _> = ranges.iter().map(|range| ((&range.topic, range.partition), range)).collect();
         let (mut trims, mut others) = (Vec::new(), Vec::new());
         for key in self.keys() {
@@ -195,9 +194,6 @@ impl EdgeLink {
                 continue;
             }
             let range = range.map(|range| (range.first, range.next, range.last_epoch));
-            if rejoin && self.with(&key, |partition| partition.rejoin(range)) == Some(true) {
-                continue;
-            }
             self.stop_fetch(&key);
             let confirmed = self.with(&key, |partition| {
                 let confirmed = partition.progress().map(|progress| progress.confirmed);
@@ -472,7 +468,6 @@ impl EdgeLink {
         for (topic, mirror) in &mut self.mirrors {
             for partition in mirror.partitions.iter_mut().filter(|partition| partition.untrimmed) {
                 partition.untrimmed = false;
-                partition.trimmed();
                 confirmed.extend(partition.progress().map(|at| (topic.clone(), partition.partition(), at.confirmed)));
             }
         }

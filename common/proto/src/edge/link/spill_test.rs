@@ -437,14 +437,6 @@ fn a_journal_that_was_opened_anew_begins_a_new_session_with_what_it_has() {
     site.fetched(fetch, &[8]);
     site.connect();
     site.position(1, 0, Vec::new());
-    let ranges = site.ranges();
-    let outputs = site.feed(EdgeInput::JournalOpened { ranges });
-    assert!(outputs.iter().any(|output| matches!(output, EdgeOutput::Close { .. })), "{outputs:?}");
-    assert_eq!(fetch_of(&outputs), None, "nothing is lost, in memory neither");
-    assert_eq!(site.status().fetched, Some(10));
-    site.feed(EdgeInput::Disconnected);
-    site.connect();
-    site.position(1, 0, Vec::new());
     site.journal.truncate(1);
     let end = site.journal[0].next_offset;
     let ranges = site.ranges();

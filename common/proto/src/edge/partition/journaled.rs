@@ -35,33 +35,6 @@ impl EdgePartition {
         self.progress = Some(EdgeProgress { confirmed, sent: confirmed, fetched });
     }
 
-    /// Goes on with a journal that was opened anew and holds this now, where memory joins it. Returns false where not.
-    pub(in crate::edge) fn rejoin(&mut self, journal: Option<(Offset, Offset, i32)>) -> bool {
-        let (Some(progress), Some(start), None) = (self.progress, self.window_start(), self.spilling) else {
-            return false;
-        };
-        let confirmed = progress.confirmed;
-        let live = journal.filter(|&(first, next, _)| first <= confirmed && confirmed < next);
-        let joins = match (journal, live) {
-            (_, Some((_, next, _))) => start <= next && next <= progress.fetched,
-            // Memory has it all.
-            (Some((_, next, _)), None) => start == confirmed && next <= progress.fetched,
-            (None, None) => start == confirmed,
-        };
-        if joins && self.flight.is_empty() {
-            self.journal = live.map(|(first, next, _)| (first, next));
-            self.journal_epoch = live.map_or(-1, |(_, _, epoch)| epoch);
-        }
-        joins && self.flight.is_empty()
-    }
-
-    /// The journal was told that it may let go of what is confirmed.
-    pub(in crate::edge) fn trimmed(&mut self) {
-        if let (Some((first, _)), Some(progress)) = (&mut self.journal, self.progress) {
-            *first = progress.confirmed.max(*first);
-        }
-    }
-
     /// Where to read the journal on, if its frames are what comes next and few are there.
     pub(in crate::edge) fn wants(&self, ahead: usize) -> Option<Offset> {
         let end = self
