@@ -307,7 +307,8 @@ impl World {
         ghost.confirmed = ghost.confirmed.min(end);
         ghost.lost_tails += u32::from(lost);
         ghost.foreign = ghost.foreign.filter(|&(start, _)| start < end).map(|(start, next)| (start, next.min(end)));
-        if gone {
+        // What it had confirmed the source may have deleted, or delete before it is asked for it again.
+        if gone || lost {
             self.ghost.excuse(place.0, &[FailureCode::SourceDataLost, FailureCode::LogStartAboveZero]);
         }
         self.judge_anew(place);
@@ -421,7 +422,8 @@ impl World {
         places.into_iter().find_map(|place| {
             // What was read before the source failed goes to the cloud first, for as long as that takes.
             let waits = stalled.is_some_and(|stalled| stalled.0 == place.0 && self.ghost.is_excused(place.0));
-            if Some(place) == stalled || waits || self.is_equal(place) {
+            let is_blind = self.remade.contains_key(&place.0) && self.ghost.unverified.contains(&place);
+            if Some(place) == stalled || waits || is_blind || self.is_equal(place) {
                 return None;
             }
             let excused = self.ghost.is_excused(place.0);
