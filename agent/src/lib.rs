@@ -6,7 +6,7 @@
 //! | [`filter`] | what may leave the site |
 //! | `site` | the single owner: one event after the other through the state machine of `tombolo_proto::edge` |
 //! | [`journal`], [`state`] | frames that the link does not take, on disk; what is kept over a restart |
-//! | [`keeper`], `evidence` | the thread that owns both; what the journal says about a mirror's end |
+//! | `keeper`, `evidence` | the thread that owns both; what the journal says about a mirror's end |
 //! | `source` | the source cluster: topics, fetchers, comparison of a mirror's end |
 //! | [`dial`], `carrier` | QUIC: the way to the gateway, and one connection's streams |
 //! | `loss` | how long until the source deletes what is nowhere else |

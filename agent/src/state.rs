@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | `meta` | `format`, `last_seen` | a number |
 //! | `texts` | `site_id`, `cluster_id`, `filters` | bytes |
-//! | `mirrors` | topic | [`MirrorRow`] |
-//! | `partitions` | topic, partition | [`PartitionRow`] |
+//! | `mirrors` | topic | `MirrorRow` |
+//! | `partitions` | topic, partition | `PartitionRow` |
 //!
 //! One row for each partition, so that a changed one rewrites one.
 //!
