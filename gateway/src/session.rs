@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_kafka::cluster::ClusterMetadata;
 use tombolo_proto::cloud::{CloudConfig, CloudEvent, CloudInput, CloudLink, CloudOutput, LinkSettings};
 use tombolo_proto::id::{LinkName, MirrorId, Partition};
-use tombolo_proto::mirror::Outcome;
+use tombolo_proto::mirror::{Outcome, SkipOutcome};
 use tombolo_proto::wire::{CloseCode, encode};
 use tombolo_service::tasks::Tasks;
 
@@ -51,6 +51,8 @@ pub(crate) enum Event {
     Found { mirror: MirrorId, partition: Partition, attempt: u32, result: Result<Found, RecoverError> },
     /// What became of a batch.
     Produced { mirror: MirrorId, partition: Partition, ticket: u64, outcome: Outcome },
+    /// What became of markers.
+    Skipped { mirror: MirrorId, partition: Partition, ticket: u64, outcome: SkipOutcome },
     /// Who leads which partition now.
     Leaders(Option<ClusterMetadata>),
 }
@@ -218,6 +220,15 @@ impl Session {
                 CloudOutput::Produce { mirror, topic, partition, ticket, offset, batch } => {
                     self.duties.produce(mirror, topic, partition, ticket, offset, batch);
                 }
+                CloudOutput::Skip { mirror, topic, partition, ticket, offset, count } => {
+                    self.duties.skip(mirror, topic, partition, ticket, offset, count);
+                }
+                CloudOutput::FastForward { mirror, topic, partition, ticket, from, to } => {
+                    self.duties.fast_forward(mirror, topic, partition, ticket, from..to);
+                }
+                CloudOutput::RecordLoss { mirror, topic, partition, ticket, from, to } => {
+                    self.duties.record_loss(mirror, topic, partition, ticket, from..to);
+                }
                 CloudOutput::Event(event) => log(&self.link, event),
                 CloudOutput::Close { code, reason } => {
                     self.carrier.close(code, &reason);
@@ -243,6 +254,7 @@ impl Session {
         let reason = self.ended.take().unwrap_or_default();
         // An overrun is told by `Tasks` itself.
         drop(self.tasks.shutdown(END_GRACE).await);
+        self.duties.leave();
         if let Some(lease) = self.duties.lease() {
             self.shared.board.ended(&self.link, lease.term(), &reason);
             tracing::info!(link = %self.link, term = lease.term().0, reason, "session ended");
@@ -288,6 +300,15 @@ fn log(link: &LinkName, event: CloudEvent) {
         CloudEvent::MirrorActive { topic } => tracing::info!(%link, %topic, "mirror active"),
         CloudEvent::Rewound { topic, partition, next_offset } => {
             tracing::warn!(%link, %topic, partition, next_offset, "the cloud lost the mirror's tail; it is sent again");
+        }
+        CloudEvent::Started { topic, partition, offset } => {
+            tracing::info!(%link, %topic, partition, offset, "mirror starts where the source's log does");
+        }
+        CloudEvent::LossSkipped { topic, partition, from, to } => {
+            tracing::error!(
+                %link, %topic, partition, from, to,
+                "the source deleted offsets before they were mirrored; the loss ledger has them, and the mirror goes on"
+            );
         }
         CloudEvent::Unverified { topic, partition } => {
             tracing::warn!(%link, %topic, partition, "the agent had nothing to compare the mirror's tail with");

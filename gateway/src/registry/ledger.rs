@@ -144,14 +144,24 @@ impl Ledger {
             return Ok(None);
         }
         let mut next = self.clone();
-        // A start that moved up is still one start: nothing but filler was below it.
+        let mut entry = LedgerEntry { reason: cut(entry.reason.clone()), ..entry.clone() };
+        // A start that moved up is still one start: nothing but filler was below it. A loss that grew is one loss.
         next.entries.retain(|known| {
-            entry.kind != LedgerKind::Start || known.kind != LedgerKind::Start || known.topic_id != entry.topic_id
+            let same = known.kind == entry.kind && known.topic_id == entry.topic_id;
+            let joins = match entry.kind {
+                LedgerKind::Start => same,
+                LedgerKind::Loss => same && known.from < entry.to && entry.from < known.to,
+            };
+            if joins {
+                entry.from = entry.from.min(known.from);
+                entry.to = entry.to.max(known.to);
+            }
+            !joins
         });
         if next.entries.len() >= MAX_ENTRIES {
             return Err(LedgerFull);
         }
-        next.entries.push(LedgerEntry { reason: cut(entry.reason.clone()), ..entry.clone() });
+        next.entries.push(entry);
         Ok(Some(next))
     }
 
@@ -286,6 +296,10 @@ mod tests {
         let loss = entry(LedgerKind::Loss, 10, 20, 1);
         let held = ledger(&[loss.clone()]);
         assert_eq!(held.with(&LedgerEntry { at: 9, ..loss.clone() }), Ok(None));
+        let grown = held.with(&entry(LedgerKind::Loss, 10, 30, 1)).unwrap().unwrap();
+        assert_eq!(grown.losses().map(|loss| (loss.from, loss.to)).collect::<Vec<_>>(), [(10, 30)]);
+        let more = held.with(&entry(LedgerKind::Loss, 20, 25, 1)).unwrap().unwrap();
+        assert_eq!(more.losses().count(), 2);
         let more = held.with(&entry(LedgerKind::Start, 0, 5, 2)).unwrap().unwrap();
         assert_eq!(more.losses().count(), 1);
         let full = (0..MAX_ENTRIES as i64).map(|at| entry(LedgerKind::Loss, at * 2, at * 2 + 1, 1));

@@ -1,9 +1,11 @@
-//! What a session has tasks do: take the link, make topics ready, read log ends, append batches.
+//! What a session has tasks do: take the link, make topics ready, read log ends, append batches and markers, make mirrors
+//! start, note losses.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
@@ -14,19 +16,26 @@ use tombolo_kafka::Cluster;
 use tombolo_kafka::cluster::{ClusterMetadata, Leader};
 use tombolo_proto::cloud::CloudInput;
 use tombolo_proto::id::{LinkName, MirrorId, Offset, Partition, TopicName};
-use tombolo_proto::mirror::Outcome;
+use tombolo_proto::mirror::{Outcome, SkipOutcome};
 use tombolo_service::tasks::Tasks;
 
 use super::Event;
+use crate::fast_forward;
 use crate::metrics;
 use crate::recover::{self, Found, Place, RecoverError};
-use crate::registry::{Claim, ClaimError, Claimant, SessionLease};
+use crate::registry::{Claim, ClaimError, Claimant, LedgerEntry, LedgerKey, LedgerKind, SessionLease};
 use crate::shared::{Presence, Shared};
+use crate::skip::{self, MarkerRights, Skips, Stretch};
 use crate::topics::{TopicError, Wanted};
 use crate::writer::{Job, Writers};
 
 /// Partitions that are looked at together: each may hold its last batches in memory.
 const MAX_RECOVERIES: usize = 16;
+/// Partitions that are made to start together: brokers walk every record of filler.
+const MAX_STARTS: usize = 4;
+/// Reasons in the ledger, for people.
+const SOURCE_STARTS: &str = "the source's log starts here";
+const DELETED_AT_SOURCE: &str = "the source deleted them before they were mirrored";
 /// For another link to leave memory to this one.
 const CREDIT_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -48,6 +57,7 @@ pub(super) struct Duties {
     pub(super) stop: CancellationToken,
     writing: Option<Writing>,
     recoveries: Arc<Semaphore>,
+    starts: Arc<Semaphore>,
     preparing: HashMap<MirrorId, AbortHandle>,
     partitions: HashMap<Key, Outstanding>,
     looking: bool,
@@ -64,6 +74,8 @@ struct Writing {
     agent_since: Option<SystemTime>,
     cluster: Cluster,
     writers: Writers,
+    skips: Skips,
+    rights: Arc<MarkerRights>,
     /// Memory for the link's frames, given back with the session.
     _credit: tokio::sync::OwnedSemaphorePermit,
 }
@@ -74,10 +86,18 @@ struct Outstanding {
     topic: TopicName,
     /// Who told the log end; batches go nowhere else.
     leader: Leader,
-    /// Batches without an answer, and since when.
-    tickets: BTreeMap<u64, Instant>,
+    /// Batches and markers without an answer.
+    tickets: BTreeMap<u64, Asked>,
     /// Offset after the last batch that was sent in this session.
     sent: Offset,
+}
+
+/// What has no answer yet.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    since: Instant,
+    /// Markers rather than a batch.
+    markers: bool,
 }
 
 impl Duties {
@@ -97,6 +117,7 @@ impl Duties {
             stop,
             writing: None,
             recoveries: Arc::new(Semaphore::new(MAX_RECOVERIES)),
+            starts: Arc::new(Semaphore::new(MAX_STARTS)),
             preparing: HashMap::new(),
             partitions: HashMap::new(),
             looking: false,
@@ -130,10 +151,12 @@ impl Duties {
                 }
                 Err(error) => return failed(error.to_string()),
             };
-            // Sessions of this process stop writing when they see the new term; nobody needs to wait for their lease.
+            // Sessions of this process stop writing when they see the new term; nobody needs to wait for their lease, but
+            // for markers that they left at a broker.
             if tokio::time::timeout(claim.patience, presence.alone()).await.is_err() {
                 claim.write_after = claim.write_after.max(shared.clock.now() + claim.patience);
             }
+            claim.write_after = claim.write_after.max(shared.markers_settled(&link));
             match tokio::time::timeout(CREDIT_PATIENCE, shared.credit()).await {
                 Ok(Some(credit)) => Event::Claimed { claim, credit },
                 Ok(None) | Err(_) => failed("memory.credit_total is taken by other links".to_owned()),
@@ -170,10 +193,12 @@ impl Duties {
     pub(super) fn recover(&self, mirror: MirrorId, topic: TopicName, partition: Partition, attempt: u32) {
         let Some(writing) = &self.writing else { return };
         let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.recoveries));
+        let key = self.ledger_key(&topic, partition);
+        let registry = self.shared.registry.clone();
         let place = Place { topic, partition, producer_id: self.link.producer_id() };
         self.spawn("recover", async move {
             let _slot = slots.acquire_owned().await;
-            let result = recover::recover(&cluster, &place).await;
+            let result = recover::recover(&cluster, &place, &registry.ledger(&key)).await;
             Event::Found { mirror, partition, attempt, result }
         });
     }
@@ -192,10 +217,103 @@ impl Duties {
         let (Some(writing), Some(place)) = (&mut self.writing, self.partitions.get_mut(&(mirror, partition))) else {
             return;
         };
-        place.tickets.insert(ticket, Instant::now());
+        place.tickets.insert(ticket, Asked { since: Instant::now(), markers: false });
         let again = offset < place.sent;
         place.sent = place.sent.max(offset + 1);
         writing.writers.write(place.leader.broker, Job { mirror, partition, ticket, topic, offset, batch, again });
+    }
+
+    /// Appends markers at the leader that told the partition's log end.
+    pub(super) fn skip(
+        &mut self,
+        mirror: MirrorId,
+        topic: TopicName,
+        partition: Partition,
+        ticket: u64,
+        offset: Offset,
+        count: i64,
+    ) {
+        let (Some(writing), Some(place)) = (&mut self.writing, self.partitions.get_mut(&(mirror, partition))) else {
+            return;
+        };
+        place.tickets.insert(ticket, Asked { since: Instant::now(), markers: true });
+        place.sent = place.sent.max(offset + 1);
+        let leader = place.leader;
+        writing.skips.skip(Stretch { mirror, partition, ticket, topic, leader, offset, count });
+    }
+
+    /// Makes a mirror start, once the registry says that it does.
+    pub(super) fn fast_forward(
+        &self,
+        mirror: MirrorId,
+        topic: TopicName,
+        partition: Partition,
+        ticket: u64,
+        stretch: Range<Offset>,
+    ) {
+        let Some(writing) = &self.writing else { return };
+        let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.starts));
+        let note = self.note(writing, &topic, partition, LedgerKind::Start, 0..stretch.end, SOURCE_STARTS);
+        let place = Place { topic, partition, producer_id: self.link.producer_id() };
+        let timeout = self.shared.settings.produce.timeout;
+        self.spawn("fast-forward", async move {
+            let _slot = slots.acquire_owned().await;
+            let work = async {
+                note.await?;
+                let Range { start, end } = stretch;
+                let done = fast_forward::fast_forward(&cluster, &place, timeout, start, end).await;
+                done.map_err(|error| error.to_string())
+            };
+            Event::Input(CloudInput::FastForwarded { mirror, partition, ticket, result: work.await })
+        });
+    }
+
+    /// Writes a loss to the registry.
+    pub(super) fn record_loss(
+        &self,
+        mirror: MirrorId,
+        topic: TopicName,
+        partition: Partition,
+        ticket: u64,
+        lost: Range<Offset>,
+    ) {
+        let Some(writing) = &self.writing else { return };
+        let note = self.note(writing, &topic, partition, LedgerKind::Loss, lost, DELETED_AT_SOURCE);
+        self.spawn("loss", async move {
+            Event::Input(CloudInput::LossRecorded { mirror, partition, ticket, result: note.await })
+        });
+    }
+
+    /// Adds to the ledger of a partition.
+    fn note(
+        &self,
+        writing: &Writing,
+        topic: &TopicName,
+        partition: Partition,
+        kind: LedgerKind,
+        stretch: Range<Offset>,
+        reason: &'static str,
+    ) -> impl Future<Output = Result<(), String>> + Send + use<> {
+        let (cluster, lease) = (writing.cluster.clone(), Arc::clone(&writing.lease));
+        let (registry, key) = (self.shared.registry.clone(), self.ledger_key(topic, partition));
+        async move {
+            let topic_id = recover::topic_id(&cluster, &key.topic).await.map_err(|error| error.to_string())?;
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let (from, to, reason) = (stretch.start, stretch.end, reason.to_owned());
+            let entry = LedgerEntry { kind, from, to, at, reason, topic_id };
+            registry.note(&lease, &key, &entry).await.map_err(|error| format!("the ledger is not written: {error}"))
+        }
+    }
+
+    fn ledger_key(&self, topic: &TopicName, partition: Partition) -> LedgerKey {
+        LedgerKey { link: self.link.clone(), topic: topic.clone(), partition }
+    }
+
+    /// The session is over: what it leaves at brokers is told to the next one.
+    pub(super) fn leave(&self) {
+        if self.partitions.values().flat_map(|place| place.tickets.values()).any(|asked| asked.markers) {
+            self.shared.leaves_markers(&self.link);
+        }
     }
 
     /// What an answer means to the half-protocol.
@@ -211,6 +329,16 @@ impl Duties {
                 // A ticket that was given up before has had its answer.
                 match place.and_then(|place| place.tickets.remove(&ticket)) {
                     Some(_) => vec![CloudInput::Produced { mirror, partition, ticket, outcome }],
+                    None => Vec::new(),
+                }
+            }
+            Event::Skipped { mirror, partition, ticket, outcome } => {
+                if matches!(outcome, SkipOutcome::Doubt { .. }) {
+                    self.shared.leaves_markers(&self.link);
+                }
+                let place = self.partitions.get_mut(&(mirror, partition));
+                match place.and_then(|place| place.tickets.remove(&ticket)) {
+                    Some(_) => vec![CloudInput::Skipped { mirror, partition, ticket, outcome }],
                     None => Vec::new(),
                 }
             }
@@ -232,11 +360,15 @@ impl Duties {
             self.events.clone(),
             self.tasks.clone(),
         );
+        let producer_id = self.link.producer_id();
+        let skips =
+            Skips::new(cluster.clone(), Arc::clone(&lease), producer_id, self.events.clone(), self.tasks.clone());
         let term = lease.term();
+        let rights = Arc::new(MarkerRights::new(cluster.clone(), skip::writer(producer_id, term)));
         metrics::session_began();
         let wait_ms = write_after.saturating_sub(self.shared.clock.now()).as_millis();
         tracing::info!(link = %self.link, term = term.0, wait_ms, "session holds the link");
-        self.writing = Some(Writing { lease, agent_since, cluster, writers, _credit: credit });
+        self.writing = Some(Writing { lease, agent_since, cluster, writers, skips, rights, _credit: credit });
         CloudInput::Claimed { term, write_after }
     }
 
@@ -263,7 +395,7 @@ impl Duties {
     pub(super) fn watch_leaders(&mut self) {
         let Some(writing) = &self.writing else { return };
         let all = self.looked.elapsed() > LEADERS_EVERY;
-        let suspicious = |place: &&Outstanding| all || place.tickets.values().any(|since| since.elapsed() > SUSPICION);
+        let suspicious = |place: &&Outstanding| all || place.tickets.values().any(|asked| asked.since.elapsed() > SUSPICION);
         let mut topics: Vec<String> =
             self.partitions.values().filter(suspicious).map(|place| place.topic.to_string()).collect();
         if topics.is_empty() || self.looking {
@@ -298,9 +430,13 @@ impl Duties {
             if place.tickets.is_empty() {
                 inputs.push(CloudInput::LeaderMoved { mirror, partition });
             }
-            for (ticket, _) in std::mem::take(&mut place.tickets) {
+            for (ticket, asked) in std::mem::take(&mut place.tickets) {
                 let reason = format!("broker {broker} leads the partition, no longer broker {}", place.leader.broker);
-                inputs.push(CloudInput::Produced { mirror, partition, ticket, outcome: Outcome::Doubt { reason } });
+                inputs.push(if asked.markers {
+                    CloudInput::Skipped { mirror, partition, ticket, outcome: SkipOutcome::Doubt { reason } }
+                } else {
+                    CloudInput::Produced { mirror, partition, ticket, outcome: Outcome::Doubt { reason } }
+                });
             }
         }
         inputs
