@@ -34,6 +34,7 @@ pub(crate) use incarnation::{Claimant, Replaced};
 use incarnation::{Former, Incarnations};
 pub(crate) use lease::SessionLease;
 pub(crate) use ledger::{Ledger, LedgerEntry, LedgerKey, LedgerKind};
+pub(crate) use note::Ledgers;
 use record::{RecordError, TermRecord};
 pub(crate) use store::{Store, StoreError};
 

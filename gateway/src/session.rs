@@ -26,6 +26,7 @@ use crate::recover::{Found, RecoverError};
 use crate::registry::Claim;
 use crate::shared::{Presence, Shared};
 use crate::status::Agent;
+use crate::topics::Upkeep;
 use duties::Duties;
 
 /// Answers of tasks waiting for the loop.
@@ -53,6 +54,8 @@ pub(crate) enum Event {
     Produced { mirror: MirrorId, partition: Partition, ticket: u64, outcome: Outcome },
     /// What became of markers.
     Skipped { mirror: MirrorId, partition: Partition, ticket: u64, outcome: SkipOutcome },
+    /// Whether a mirror topic's configs are as they are to be.
+    Kept { mirror: MirrorId, upkeep: Upkeep, result: Result<(), String> },
     /// Who leads which partition now.
     Leaders(Option<ClusterMetadata>),
 }
@@ -243,10 +246,12 @@ impl Session {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         if let Some(term) = self.machine.term() {
             let agent = Agent { address: self.carrier.remote(), since: self.duties.agent_since() };
-            self.shared.board.publish(&self.link, term, agent, self.carrier.rtt(), self.machine.status());
+            let status = self.machine.status();
+            self.duties.tend(&status);
+            self.shared.board.publish(&self.link, term, agent, self.carrier.rtt(), status);
         }
     }
 

@@ -59,7 +59,7 @@ impl Shared {
         Arc::new(Self {
             clock,
             registry: Registry::new(cluster.clone(), &settings.registry, clock),
-            topics: Topics::new(cluster, settings.memory.max_frame),
+            topics: Topics::new(cluster, settings.memory.max_frame, settings.retention),
             board: Board::default(),
             links: watch::Sender::new(Arc::new(settings.links.clone())),
             credit: Arc::new(Semaphore::new(settings.memory.credit_total / CREDIT_UNIT)),

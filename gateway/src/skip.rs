@@ -28,7 +28,7 @@ use crate::metrics;
 use crate::registry::SessionLease;
 use crate::session::Event;
 use outcome::Appended;
-pub(crate) use right::{ACL_COMMAND, MarkerRight, MarkerRights};
+pub(crate) use right::{MarkerRight, MarkerRights};
 
 /// Lanes to each leader: a partition whose replicas are slow holds up those that share its lane.
 const LANES: usize = 4;
@@ -245,10 +245,7 @@ impl Context {
 
 /// The log end of each, which the high watermark has reached, or why it is not known. Over the connection that the
 /// markers were written over, behind them.
-async fn log_ends(
-    connection: &Connection,
-    stretches: &[(Stretch, Option<ErrorCode>)],
-) -> Vec<Result<Offset, String>> {
+async fn log_ends(connection: &Connection, stretches: &[(Stretch, Option<ErrorCode>)]) -> Vec<Result<Offset, String>> {
     let deadline = Instant::now() + REPLICATION_DEADLINE;
     let mut found: Vec<Result<Offset, String>> = vec![Err("not looked at".to_owned()); stretches.len()];
     let mut open: Vec<usize> = (0..stretches.len()).collect();
@@ -290,11 +287,7 @@ async fn log_ends(
 }
 
 fn query((stretch, _): &(Stretch, Option<ErrorCode>)) -> OffsetQuery {
-    OffsetQuery {
-        topic: stretch.topic.shared(),
-        partition: stretch.partition,
-        leader_epoch: stretch.leader.epoch,
-    }
+    OffsetQuery { topic: stretch.topic.shared(), partition: stretch.partition, leader_epoch: stretch.leader.epoch }
 }
 
 type Offsets = Vec<Result<Offset, ErrorCode>>;

@@ -116,6 +116,11 @@ impl Ledger {
         &self.entries
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(entries: &[LedgerEntry]) -> Self {
+        entries.iter().fold(Self::default(), |ledger, entry| ledger.with(entry).unwrap().unwrap_or(ledger))
+    }
+
     /// What was lost at the source, in any of the partition's topics.
     pub(crate) fn losses(&self) -> impl Iterator<Item = &LedgerEntry> {
         self.entries.iter().filter(|entry| entry.kind == LedgerKind::Loss)
@@ -249,7 +254,7 @@ mod tests {
     }
 
     fn ledger(entries: &[LedgerEntry]) -> Ledger {
-        entries.iter().fold(Ledger::default(), |ledger, entry| ledger.with(entry).unwrap().unwrap_or(ledger))
+        Ledger::of(entries)
     }
 
     #[test]

@@ -8,6 +8,9 @@ use tombolo_proto::id::LinkName;
 use super::ledger::{Ledger, LedgerEntry, LedgerFull, LedgerKey};
 use super::{CLAIM_DEADLINE, FIRST_BACKOFF, LAST_BACKOFF, Last, Registry, SessionLease, StoreError};
 
+/// Ledgers of the partitions of each link.
+pub(crate) type Ledgers = BTreeMap<LinkName, Vec<(LedgerKey, Ledger)>>;
+
 /// Why the registry does not hold an entry.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoteError {
@@ -28,9 +31,9 @@ impl Registry {
         self.shared.view().ledgers.get(key).cloned().unwrap_or_default()
     }
 
-    /// All ledgers, by link.
-    pub(crate) fn ledgers(&self) -> BTreeMap<LinkName, Vec<(LedgerKey, Ledger)>> {
-        let mut links: BTreeMap<LinkName, Vec<(LedgerKey, Ledger)>> = BTreeMap::new();
+    /// All that the registry has.
+    pub(crate) fn ledgers(&self) -> Ledgers {
+        let mut links = Ledgers::new();
         for (key, ledger) in &self.shared.view().ledgers {
             links.entry(key.link.clone()).or_default().push((key.clone(), ledger.clone()));
         }

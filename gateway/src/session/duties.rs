@@ -1,6 +1,7 @@
 //! What a session has tasks do: take the link, make topics ready, read log ends, append batches and markers, make mirrors
 //! start, note losses.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::ops::Range;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_kafka::Cluster;
 use tombolo_kafka::cluster::{ClusterMetadata, Leader};
-use tombolo_proto::cloud::CloudInput;
+use tombolo_proto::cloud::{CloudInput, CloudStatus, MirrorState};
 use tombolo_proto::id::{LinkName, MirrorId, Offset, Partition, TopicName};
 use tombolo_proto::mirror::{Outcome, SkipOutcome};
 use tombolo_service::tasks::Tasks;
@@ -26,7 +27,7 @@ use crate::recover::{self, Found, Place, RecoverError};
 use crate::registry::{Claim, ClaimError, Claimant, LedgerEntry, LedgerKey, LedgerKind, SessionLease};
 use crate::shared::{Presence, Shared};
 use crate::skip::{self, MarkerRights, Skips, Stretch};
-use crate::topics::{TopicError, Wanted};
+use crate::topics::{Kept, TopicError, Wanted};
 use crate::writer::{Job, Writers};
 
 /// Partitions that are looked at together: each may hold its last batches in memory.
@@ -59,6 +60,7 @@ pub(super) struct Duties {
     recoveries: Arc<Semaphore>,
     starts: Arc<Semaphore>,
     preparing: HashMap<MirrorId, AbortHandle>,
+    kept: HashMap<MirrorId, Kept>,
     partitions: HashMap<Key, Outstanding>,
     looking: bool,
     /// When the leaders of all partitions were asked for.
@@ -119,6 +121,7 @@ impl Duties {
             recoveries: Arc::new(Semaphore::new(MAX_RECOVERIES)),
             starts: Arc::new(Semaphore::new(MAX_STARTS)),
             preparing: HashMap::new(),
+            kept: HashMap::new(),
             partitions: HashMap::new(),
             looking: false,
             looked: Instant::now(),
@@ -166,12 +169,17 @@ impl Duties {
 
     /// Makes a mirror topic ready, for as long as it takes.
     pub(super) fn prepare(&mut self, mirror: MirrorId, wanted: Wanted) {
-        let topics = self.shared.topics.clone();
+        let Some(writing) = &self.writing else { return };
+        let (topics, rights) = (self.shared.topics.clone(), Arc::clone(&writing.rights));
         let events = self.events.clone();
+        match self.kept.entry(mirror) {
+            Entry::Occupied(mut kept) => kept.get_mut().prepared_anew(wanted.clone()),
+            Entry::Vacant(place) => drop(place.insert(Kept::new(wanted.clone()))),
+        }
         let work = async move {
             let mut backoff = FIRST_BACKOFF;
             loop {
-                let (input, done) = match topics.prepare(&wanted).await {
+                let (input, done) = match topics.prepare(&wanted, &rights).await {
                     Ok(partitions) => (CloudInput::TopicReady { mirror, partitions }, true),
                     Err(TopicError::Failed(failure)) => (CloudInput::TopicFailed { mirror, failure }, true),
                     Err(TopicError::Unavailable(reason)) => (CloudInput::TopicUnavailable { mirror, reason }, false),
@@ -186,6 +194,31 @@ impl Duties {
         let task = self.tasks.spawn_child("topic", until_stopped(self.tasks.stop_token().clone(), work));
         if let Some(earlier) = self.preparing.insert(mirror, task.abort_handle()) {
             earlier.abort();
+        }
+    }
+
+    /// Sees to the configs of mirror topics, now that the mirrors are where `status` says.
+    pub(super) fn tend(&mut self, status: &CloudStatus) {
+        let (now, retention) = (Instant::now(), self.shared.settings.retention);
+        let mut due = Vec::new();
+        for (id, mirror) in status.mirrors.iter().enumerate() {
+            let Some(id) = u32::try_from(id).ok().map(MirrorId) else { return };
+            let Some(kept) = self.kept.get_mut(&id).filter(|_| mirror.state == MirrorState::Active) else { continue };
+            let places: Option<Vec<(Offset, Offset)>> = mirror
+                .partitions
+                .iter()
+                .map(|partition| Some((partition.confirmed, partition.source_high_watermark?)))
+                .collect();
+            if let Some(upkeep) = kept.observe(&places.unwrap_or_default(), retention, now) {
+                due.push((id, kept.wanted.clone(), upkeep));
+            }
+        }
+        for (mirror, wanted, upkeep) in due {
+            let topics = self.shared.topics.clone();
+            self.spawn("upkeep", async move {
+                let result = topics.keep(&wanted, upkeep).await;
+                Event::Kept { mirror, upkeep, result }
+            });
         }
     }
 
@@ -342,6 +375,15 @@ impl Duties {
                     None => Vec::new(),
                 }
             }
+            Event::Kept { mirror, upkeep, result } => {
+                if let Some(kept) = self.kept.get_mut(&mirror) {
+                    kept.done(upkeep, result.is_ok(), Instant::now());
+                }
+                if let Err(reason) = result {
+                    tracing::debug!(link = %self.link, %mirror, ?upkeep, reason, "mirror topic not changed yet");
+                }
+                Vec::new()
+            }
             Event::Leaders(metadata) => {
                 self.looking = false;
                 metadata.map_or_else(Vec::new, |metadata| self.give_up_moved(&metadata))
@@ -395,7 +437,8 @@ impl Duties {
     pub(super) fn watch_leaders(&mut self) {
         let Some(writing) = &self.writing else { return };
         let all = self.looked.elapsed() > LEADERS_EVERY;
-        let suspicious = |place: &&Outstanding| all || place.tickets.values().any(|asked| asked.since.elapsed() > SUSPICION);
+        let suspicious =
+            |place: &&Outstanding| all || place.tickets.values().any(|asked| asked.since.elapsed() > SUSPICION);
         let mut topics: Vec<String> =
             self.partitions.values().filter(suspicious).map(|place| place.topic.to_string()).collect();
         if topics.is_empty() || self.looking {

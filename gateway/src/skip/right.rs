@@ -8,8 +8,7 @@ use tombolo_kafka::error::{ErrorCode, KafkaErrorKind};
 use tombolo_kafka::{Cluster, KafkaError};
 
 /// What gives the right, for the operator.
-pub(crate) const ACL_COMMAND: &str =
-    "kafka-acls.sh --add --allow-principal User:NAME-OF-THE-GATEWAY --operation Alter --cluster";
+const ACL_COMMAND: &str = "kafka-acls.sh --add --allow-principal User:NAME-OF-THE-GATEWAY --operation Alter --cluster";
 
 /// No topic can have this name, so nothing is ever appended for asking: a broker looks at the right before it looks for the
 /// topic (`KafkaApis.handleWriteTxnMarkersRequest`).
