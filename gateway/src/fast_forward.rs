@@ -42,7 +42,7 @@ pub(crate) enum FastForwardError {
     Kafka(#[from] KafkaError),
     #[error(transparent)]
     Filler(#[from] ReencodeError),
-    #[error("the log ends at {found}, not at {expected}: somebody else writes into the mirror")]
+    #[error("the log ends at {found} by now, not at {expected}")]
     Moved { expected: Offset, found: Offset },
     #[error("{topic}[{partition}]: filler for offset {offset}: {reason}")]
     Append { topic: TopicName, partition: Partition, offset: Offset, reason: String },
