@@ -12,6 +12,7 @@
 //!                             |    an errand put off   |                  |
 //!                             +------------------------+------------------+
 //!   any state: foreign bytes, a refusal or a peer's word -> Failed; stop() -> Idle
+//!   Idle, Settling: to Waiting where markers were in doubt less than the settle time ago
 //! ```
 //!
 //! When Live and nothing is in flight, an errand may go out, and nothing else until its answer: Skip for a gap (`skip`),
@@ -254,6 +255,7 @@ impl Mirror {
     pub fn validate(&self) -> Result<(), ChainError> {
         let CloudProgress { confirmed, produced, received } = self.progress;
         debug_assert!(self.in_flight.len() <= MAX_IN_FLIGHT);
+        debug_assert!(produced <= self.handed && self.handed <= received, "{:?} {}", self.progress, self.handed);
         debug_assert!(self.held.spans(confirmed, received), "{:?} {:?}", self.progress, self.held);
         debug_assert!(self.errand.is_none() || self.in_flight.is_empty(), "nothing is sent during {:?}", self.errand);
         debug_assert!(self.strays.late >= 0 && self.skipped >= 0);
@@ -275,7 +277,8 @@ impl Mirror {
         self.progress.validate()
     }
 
-    /// Starts: reads where the partition stands. Nothing happens unless it is idle.
+    /// Starts: reads where the partition stands, as soon as nothing of before a stop can change it. Nothing happens unless
+    /// it is idle.
     pub fn recover(&mut self) {
         if self.state == State::Idle {
             self.begin();

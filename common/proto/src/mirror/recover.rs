@@ -43,7 +43,7 @@ impl Mirror {
         };
         if goes_on {
             self.take_late(log_end);
-            self.progress.produced = log_end;
+            self.hand_over(log_end);
             self.confirm(log_end);
             self.produce();
         } else {
