@@ -224,9 +224,14 @@ impl Topics {
 
     /// Checks the configs of a topic that is there, and changes those that are the gateway's to see to.
     async fn fit(&self, wanted: &Wanted) -> Result<(), TopicError> {
-        let Some(found) = self.configs(wanted, &configs::LOOKED_UP).await? else {
+        let Some(mut found) = self.configs(wanted, &configs::LOOKED_UP).await? else {
             return Ok(());
         };
+        if let Some(change) = configs::misfit_policy(&wanted.configs, &found)
+            && self.alter(wanted, vec![change]).await?.is_ok()
+        {
+            found.retain(|(name, _)| name != "cleanup.policy");
+        }
         configs::check_existing(wanted.topic.as_str(), &wanted.configs, &found).map_err(TopicError::Failed)?;
         let changes = configs::before_appending(&wanted.configs, &found, self.retention.hold);
         if let Err(error) = self.alter(wanted, changes).await? {
