@@ -4,10 +4,12 @@
 
 mod assemble;
 mod codec;
+mod control;
 mod legacy;
 mod reencode;
 mod snappy;
 
+pub use control::is_abort_marker;
 pub use legacy::{Legacy, from_legacy};
 pub use reencode::{Piece, ReencodeError, Runs, Unfit};
 
