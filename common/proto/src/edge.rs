@@ -23,7 +23,7 @@ mod partition;
 mod pool;
 mod status;
 
-pub use check::check_batch;
+pub use check::{corrupt_batch, large_batch};
 pub use checkpoint::{Checkpoint, CheckpointMirror, CheckpointPartition};
 pub use link::EdgeLink;
 pub use outgoing::{Outgoing, OutgoingBody};
