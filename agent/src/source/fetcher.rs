@@ -255,6 +255,10 @@ impl Fetcher {
             let Taken { entries, stop, next, epoch, starved: _, read, remade } = taken;
             let (topic, partition, fetch) = (key.0.clone(), key.1, assignment.fetch);
             count(read, remade);
+            if remade > 0 {
+                // That was work: others of this thread are to have their turn.
+                tokio::task::yield_now().await;
+            }
             let of = topic.clone();
             inputs.push(EdgeInput::Fetched { topic: of, partition, fetch, entries, high_watermark, log_start });
             match stop {

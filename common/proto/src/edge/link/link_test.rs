@@ -595,16 +595,16 @@ fn overtaken(fetch: u64, log_start: Offset) -> EdgeInput {
 }
 
 fn start_of(outputs: &[EdgeOutput]) -> Option<(u32, Offset)> {
-    outputs.iter().find_map(|output| match output {
-        EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) => Some((start.run, start.offset)),
-        _ => None,
+    outputs.iter().find_map(|output| {
+        let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) = output else { return None };
+        Some((start.run, start.offset))
     })
 }
 
 fn placed(outputs: &[EdgeOutput]) -> Option<bool> {
-    outputs.iter().find_map(|output| match output {
-        EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::Placed(placed)) }) => Some(placed.unverified),
-        _ => None,
+    outputs.iter().find_map(|output| {
+        let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::Placed(placed)) }) = output else { return None };
+        Some(placed.unverified)
     })
 }
 
