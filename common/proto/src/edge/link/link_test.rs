@@ -667,6 +667,18 @@ fn a_start_is_looked_for_again_in_the_next_run() {
 }
 
 #[test]
+fn a_gateway_that_has_come_half_way_is_told_again() {
+    let (mut link, fetch) = live();
+    feed(&mut link, overtaken(fetch, 500));
+    reconnect(&mut link);
+    let outputs = feed(&mut link, position(1, 200, Vec::new()));
+    assert_eq!(placed(&outputs), Some(false), "{outputs:?}");
+    let (fetch, offset) = fetch_of(&outputs).expect("fetches");
+    assert_eq!((offset, start_of(&feed(&mut link, overtaken(fetch, 500)))), (200, Some((1, 500))));
+    assert_eq!(placed(&feed(&mut link, position(2, 500, Vec::new()))), Some(false));
+}
+
+#[test]
 fn a_start_that_is_no_news_is_read_from() {
     let (mut link, fetch) = live();
     feed(&mut link, mixed(fetch));
