@@ -8,6 +8,7 @@
 
 mod discovery;
 mod fetcher;
+mod hanging;
 mod records;
 mod tail;
 
@@ -30,6 +31,8 @@ use tombolo_service::tasks::Tasks;
 use crate::settings::Settings;
 use discovery::{Discovery, Found, Watched};
 use fetcher::{Assignment, Cursor, Fetcher, Inbox};
+pub(crate) use hanging::Hanging;
+use tail::Missing;
 
 /// How long a broker holds back the answer to a fetch when there is nothing new.
 const MAX_WAIT: Duration = Duration::from_millis(500);
@@ -54,6 +57,8 @@ pub(crate) enum SourceEvent {
     Trouble(Option<String>),
     /// For the state machine, in order.
     Inputs(Vec<EdgeInput>),
+    /// Partitions that wait for a transaction at the source to end, all of them.
+    Hanging(BTreeMap<(TopicName, Partition), Hanging>),
 }
 
 /// What the owner of the site says.
@@ -116,6 +121,7 @@ pub(crate) fn start(
         fetchers: BTreeMap::new(),
         comparisons: BTreeMap::new(),
         comparing: Arc::new(Semaphore::new(COMPARISONS)),
+        hanging: Some(false),
         jobs: FuturesUnordered::new(),
     };
     let stop = || tasks.stop_token().clone();
@@ -153,6 +159,8 @@ pub(crate) enum Why {
     Denied(ErrorCode),
     /// Its failure was told.
     Failed,
+    /// It was told that the log begins above the offset.
+    Overtaken,
 }
 
 /// A job of this task came to its end.
@@ -168,6 +176,8 @@ enum Done {
     },
     /// It does not, as was told.
     OutOfRange,
+    /// Waiting transactions were looked for; whether there are some.
+    Hanging(bool),
 }
 
 /// A partition that is to be read.
@@ -204,6 +214,8 @@ struct Source {
     fetchers: BTreeMap<i32, Arc<Inbox>>,
     comparisons: BTreeMap<Key, (u64, CancellationToken)>,
     comparing: Arc<Semaphore>,
+    /// Whether partitions were told to wait for a transaction; `None` while that is being found out.
+    hanging: Option<bool>,
     jobs: FuturesUnordered<BoxFuture<'static, Done>>,
 }
 
@@ -214,8 +226,11 @@ impl Source {
         mut found: mpsc::Receiver<Found>,
         mut notes: mpsc::Receiver<Note>,
     ) {
+        let mut looks = tokio::time::interval(hanging::LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = looks.tick() => self.look_for_hanging(),
                 command = commands.recv() => match command {
                     Some(SourceCommand::Do(output)) => self.obey(output),
                     Some(SourceCommand::SessionEnded) => self.cancel_comparisons(|_| true),
@@ -235,7 +250,8 @@ impl Source {
                 watched.looks += 1;
             }),
             EdgeOutput::Forget { topic } => self.forget(&topic),
-            EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset } => {
+            // The source's own records tell where it lacks some.
+            EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset, compacted: _ } => {
                 self.compare(tail::Question { topic, partition, ticket, tail, next_offset });
             }
             EdgeOutput::Watch { filters } => self.watched.send_modify(|watched| {
@@ -413,8 +429,14 @@ impl Source {
                 self.jobs.push(Box::pin(async move {
                     match tail::find_offset(&cluster, &key.0, key.1, offset).await {
                         Ok(()) => Done::InRange { key, fetch },
-                        Err(failure) => {
-                            let input = EdgeInput::FetchFailed { topic: key.0, fetch, failure };
+                        Err(missing) => {
+                            let (topic, partition) = key;
+                            let input = match missing {
+                                Missing::Deleted { log_start } => {
+                                    EdgeInput::Overtaken { topic, partition, fetch, log_start }
+                                }
+                                Missing::Truncated(failure) => EdgeInput::FetchFailed { topic, fetch, failure },
+                            };
                             // Nobody listens when the process ends.
                             drop(events.send(SourceEvent::Inputs(vec![input])).await);
                             Done::OutOfRange
@@ -431,10 +453,32 @@ impl Source {
                     is_new
                 });
             }
-            Why::Failed => {
+            Why::Failed | Why::Overtaken => {
                 self.partitions.remove(&key);
             }
         }
+    }
+
+    /// Finds out what partitions wait for whose last stable offset stays where it is.
+    fn look_for_hanging(&mut self) {
+        let Some(told) = self.hanging else { return };
+        let stalled = |(key, reading): (&Key, &Reading)| {
+            let reads = reading.reader.is_some() && !reading.in_doubt;
+            reads.then(|| reading.cursor.stalled(hanging::PATIENCE)).flatten().map(|offset| (key.clone(), offset))
+        };
+        let stalled: BTreeMap<_, _> = self.partitions.iter().filter_map(stalled).collect();
+        if stalled.is_empty() && !told {
+            return;
+        }
+        self.hanging = None;
+        let (cluster, events) = (self.cluster.clone(), self.events.clone());
+        self.jobs.push(Box::pin(async move {
+            let found = hanging::find(&cluster, stalled).await;
+            let some = !found.is_empty();
+            // Nobody listens when the process ends.
+            drop(events.send(SourceEvent::Hanging(found)).await);
+            Done::Hanging(some)
+        }));
     }
 
     fn compare(&mut self, question: tail::Question) {
@@ -485,6 +529,7 @@ impl Source {
                 }
             }
             Done::OutOfRange => {}
+            Done::Hanging(some) => self.hanging = Some(some),
         }
     }
 }

@@ -187,10 +187,15 @@ impl Batch {
         self.attributes() & CONTROL != 0
     }
 
+    /// Whether the cleaner has written the batch anew, to note when its tombstones may go (KIP-534).
+    pub fn has_delete_horizon(&self) -> bool {
+        self.attributes() & DELETE_HORIZON != 0
+    }
+
     /// Whether log compaction has changed, or may have changed, the batch since it was produced: records are missing, or
     /// its base timestamp tells when tombstones go (`RecordBatch.deleteHorizonMs`).
     pub fn may_be_cleaned(&self) -> bool {
-        !self.is_dense() || self.attributes() & DELETE_HORIZON != 0
+        !self.is_dense() || self.has_delete_horizon()
     }
 
     /// Timestamp that the records' deltas count from, in milliseconds since 1970.

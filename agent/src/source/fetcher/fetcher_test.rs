@@ -18,6 +18,7 @@ fn answer(error: Option<ErrorCode>, diverging_epoch: Option<(i32, i64)>) -> Fetc
         error,
         high_watermark: 100,
         last_stable_offset: 100,
+        aborted: Vec::new(),
         log_start_offset: 0,
         diverging_epoch,
         records: bytes::Bytes::new(),
@@ -82,4 +83,24 @@ fn a_cursor_remembers_what_was_fetched_before() {
     assert_eq!(cursor.fetched_before(), 80);
     cursor.place().offset = 90;
     assert_eq!(cursor.fetched_before(), 90);
+}
+
+#[test]
+fn a_transaction_that_hangs_is_seen_where_reading_has_come_to_it() {
+    let cursor = Cursor::new(40, None, 0);
+    cursor.note_end(45, 60);
+    assert_eq!(cursor.stalled(Duration::ZERO), None, "there is something to be read");
+    cursor.place().offset = 45;
+    assert_eq!(cursor.stalled(Duration::ZERO), Some(45));
+    assert_eq!(cursor.stalled(Duration::from_hours(1)), None);
+    let since = || cursor.place().unsettled.map(|(_, since)| since);
+    let before = since();
+    cursor.note_end(45, 70);
+    assert_eq!(since(), before, "it has not moved");
+    cursor.note_end(50, 70);
+    assert_ne!(since(), before);
+    for (last_stable, high_watermark) in [(70, 70), (-1, 70)] {
+        cursor.note_end(last_stable, high_watermark);
+        assert_eq!(cursor.stalled(Duration::ZERO), None);
+    }
 }
