@@ -3,9 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use tikv_jemallocator::Jemalloc;
 use tombolo_agent::cli::Cli;
 
-/// Enough for the copying, and few: each thread of an allocator arena keeps memory of its own.
+/// Batches of thousands of partitions come and go on several threads. The C library's allocator keeps an arena for each
+/// thread and gives little of them back: more memory than the settings promise. `.cargo/config.toml` has one arena for all.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
+
+/// Enough for the copying, and few: the allocator keeps some memory for each thread.
 const WORKERS: usize = 2;
 
 #[expect(clippy::print_stderr, reason = "there is no log without a runtime")]

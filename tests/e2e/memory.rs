@@ -57,6 +57,7 @@ async fn memory_stays_within_the_settings_whatever_the_link_does() {
     })
     .await;
 
+    tell("written in the dark until the window is full", written, start);
     for broker in cloud.broker_ids() {
         cloud.pause_broker(broker);
     }
