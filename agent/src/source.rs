@@ -433,6 +433,7 @@ impl Source {
                             let (topic, partition) = key;
                             let input = match missing {
                                 Missing::Deleted { log_start } => {
+                                    tracing::info!(%topic, partition, offset, log_start, "the source's log starts above");
                                     EdgeInput::Overtaken { topic, partition, fetch, log_start }
                                 }
                                 Missing::Truncated(failure) => EdgeInput::FetchFailed { topic, fetch, failure },
