@@ -1,12 +1,13 @@
 //! What a session has tasks do: take the link, make topics ready, read log ends, append batches and markers, make mirrors
 //! start, note losses.
 
+mod ledgers;
+
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
@@ -21,10 +22,9 @@ use tombolo_proto::mirror::{Outcome, SkipOutcome};
 use tombolo_service::tasks::Tasks;
 
 use super::Event;
-use crate::fast_forward;
 use crate::metrics;
 use crate::recover::{self, Found, Place, RecoverError};
-use crate::registry::{Claim, ClaimError, Claimant, LedgerEntry, LedgerKey, LedgerKind, SessionLease};
+use crate::registry::{Claim, ClaimError, Claimant, SessionLease};
 use crate::shared::{Presence, Shared};
 use crate::skip::{self, MarkerRights, Skips, Stretch};
 use crate::topics::{Kept, TopicError, Wanted};
@@ -34,9 +34,6 @@ use crate::writer::{Job, Writers};
 const MAX_RECOVERIES: usize = 16;
 /// Partitions that are made to start together: brokers walk every record of filler.
 const MAX_STARTS: usize = 4;
-/// Reasons in the ledger, for people.
-const SOURCE_STARTS: &str = "the source's log starts here";
-const DELETED_AT_SOURCE: &str = "the source deleted them before they were mirrored";
 /// For another link to leave memory to this one.
 const CREDIT_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -273,73 +270,6 @@ impl Duties {
         place.sent = place.sent.max(offset + 1);
         let leader = place.leader;
         writing.skips.skip(Stretch { mirror, partition, ticket, topic, leader, offset, count });
-    }
-
-    /// Makes a mirror start, once the registry says that it does.
-    pub(super) fn fast_forward(
-        &self,
-        mirror: MirrorId,
-        topic: TopicName,
-        partition: Partition,
-        ticket: u64,
-        stretch: Range<Offset>,
-    ) {
-        let Some(writing) = &self.writing else { return };
-        let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.starts));
-        let note = self.note(writing, &topic, partition, LedgerKind::Start, 0..stretch.end, SOURCE_STARTS);
-        let place = Place { topic, partition, producer_id: self.link.producer_id() };
-        let timeout = self.shared.settings.produce.timeout;
-        self.spawn("fast-forward", async move {
-            let _slot = slots.acquire_owned().await;
-            let work = async {
-                note.await?;
-                let Range { start, end } = stretch;
-                let done = fast_forward::fast_forward(&cluster, &place, timeout, start, end).await;
-                done.map_err(|error| error.to_string())
-            };
-            Event::Input(CloudInput::FastForwarded { mirror, partition, ticket, result: work.await })
-        });
-    }
-
-    /// Writes a loss to the registry.
-    pub(super) fn record_loss(
-        &self,
-        mirror: MirrorId,
-        topic: &TopicName,
-        partition: Partition,
-        ticket: u64,
-        lost: Range<Offset>,
-    ) {
-        let Some(writing) = &self.writing else { return };
-        let note = self.note(writing, topic, partition, LedgerKind::Loss, lost, DELETED_AT_SOURCE);
-        self.spawn("loss", async move {
-            Event::Input(CloudInput::LossRecorded { mirror, partition, ticket, result: note.await })
-        });
-    }
-
-    /// Adds to the ledger of a partition.
-    fn note(
-        &self,
-        writing: &Writing,
-        topic: &TopicName,
-        partition: Partition,
-        kind: LedgerKind,
-        stretch: Range<Offset>,
-        reason: &'static str,
-    ) -> impl Future<Output = Result<(), String>> + Send + use<> {
-        let (cluster, lease) = (writing.cluster.clone(), Arc::clone(&writing.lease));
-        let (registry, key) = (self.shared.registry.clone(), self.ledger_key(topic, partition));
-        async move {
-            let topic_id = recover::topic_id(&cluster, &key.topic).await.map_err(|error| error.to_string())?;
-            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            let (from, to, reason) = (stretch.start, stretch.end, reason.to_owned());
-            let entry = LedgerEntry { kind, from, to, at, reason, topic_id };
-            registry.note(&lease, &key, &entry).await.map_err(|error| format!("the ledger is not written: {error}"))
-        }
-    }
-
-    fn ledger_key(&self, topic: &TopicName, partition: Partition) -> LedgerKey {
-        LedgerKey { link: self.link.clone(), topic: topic.clone(), partition }
     }
 
     /// The session is over: what it leaves at brokers is told to the next one.
