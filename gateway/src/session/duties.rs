@@ -23,10 +23,10 @@ use tombolo_service::tasks::Tasks;
 
 use super::Event;
 use crate::metrics;
-use crate::recover::{self, Found, Place, RecoverError};
+use crate::recover::{self, Found, RecoverError};
 use crate::registry::{Claim, ClaimError, Claimant, SessionLease};
 use crate::shared::{Presence, Shared};
-use crate::skip::{self, MarkerRights, Skips, Stretch};
+use crate::skip::{self, MarkerRights, Queue, Skipper, Skips, Stretch, Transactions};
 use crate::topics::{Kept, TopicError, Wanted};
 use crate::writer::{Job, Writers};
 
@@ -73,8 +73,9 @@ struct Writing {
     agent_since: Option<SystemTime>,
     cluster: Cluster,
     writers: Writers,
-    skips: Skips,
-    rights: Arc<MarkerRights>,
+    skipper: Skipper,
+    /// Whether it may; not asked where it writes no markers itself.
+    rights: Option<Arc<MarkerRights>>,
     /// Memory for the link's frames, given back with the session.
     _credit: tokio::sync::OwnedSemaphorePermit,
 }
@@ -167,7 +168,7 @@ impl Duties {
     /// Makes a mirror topic ready, for as long as it takes.
     pub(super) fn prepare(&mut self, mirror: MirrorId, wanted: Wanted) {
         let Some(writing) = &self.writing else { return };
-        let (topics, rights) = (self.shared.topics.clone(), Arc::clone(&writing.rights));
+        let (topics, rights) = (self.shared.topics.clone(), writing.rights.clone());
         let events = self.events.clone();
         match self.kept.entry(mirror) {
             Entry::Occupied(mut kept) => kept.get_mut().prepared_anew(wanted.clone()),
@@ -176,7 +177,7 @@ impl Duties {
         let work = async move {
             let mut backoff = FIRST_BACKOFF;
             loop {
-                let (input, done) = match topics.prepare(&wanted, &rights).await {
+                let (input, done) = match topics.prepare(&wanted, rights.as_deref()).await {
                     Ok(partitions) => (CloudInput::TopicReady { mirror, partitions }, true),
                     Err(TopicError::Failed(failure)) => (CloudInput::TopicFailed { mirror, failure }, true),
                     Err(TopicError::Unavailable(reason)) => (CloudInput::TopicUnavailable { mirror, reason }, false),
@@ -225,7 +226,7 @@ impl Duties {
         let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.recoveries));
         let key = self.ledger_key(&topic, partition);
         let registry = self.shared.registry.clone();
-        let place = Place { topic, partition, producer_id: self.link.producer_id() };
+        let place = self.place(topic, partition);
         self.spawn("recover", async move {
             let _slot = slots.acquire_owned().await;
             let result = recover::recover(&cluster, &place, &registry.ledger(&key)).await;
@@ -269,7 +270,7 @@ impl Duties {
         place.tickets.insert(ticket, Asked { since: Instant::now(), markers: true });
         place.sent = place.sent.max(offset + 1);
         let leader = place.leader;
-        writing.skips.skip(Stretch { mirror, partition, ticket, topic, leader, offset, count });
+        writing.skipper.skip(Stretch { mirror, partition, ticket, topic, leader, offset, count });
     }
 
     /// The session is over: what it leaves at brokers is told to the next one.
@@ -332,16 +333,26 @@ impl Duties {
             self.events.clone(),
             self.tasks.clone(),
         );
-        let producer_id = self.link.producer_id();
-        let skips =
-            Skips::new(cluster.clone(), Arc::clone(&lease), producer_id, self.events.clone(), self.tasks.clone());
         let term = lease.term();
-        let rights = Arc::new(MarkerRights::new(cluster.clone(), skip::writer(producer_id, term)));
+        let (skipper, rights) = self.skipper(&cluster, &lease);
         metrics::session_began();
         let wait_ms = write_after.saturating_sub(self.shared.clock.now()).as_millis();
         tracing::info!(link = %self.link, term = term.0, wait_ms, "session holds the link");
-        self.writing = Some(Writing { lease, agent_since, cluster, writers, skips, rights, _credit: credit });
+        self.writing = Some(Writing { lease, agent_since, cluster, writers, skipper, rights, _credit: credit });
         CloudInput::Claimed { term, write_after }
+    }
+
+    fn skipper(&self, cluster: &Cluster, lease: &Arc<SessionLease>) -> (Skipper, Option<Arc<MarkerRights>>) {
+        let (cluster, lease, events) = (cluster.clone(), Arc::clone(lease), self.events.clone());
+        if self.shared.settings.by_transactions.contains(&self.link) {
+            let (link, registry) = (self.link.clone(), self.shared.registry.clone());
+            let context = Transactions { link, cluster, lease, registry, events };
+            return (Skipper::Transactions(Queue::start(context, &self.tasks)), None);
+        }
+        let producer_id = self.link.producer_id();
+        let rights = MarkerRights::new(cluster.clone(), skip::writer(producer_id, lease.term()));
+        let skips = Skips::new(cluster, lease, producer_id, events, self.tasks.clone());
+        (Skipper::Markers(skips), Some(Arc::new(rights)))
     }
 
     fn found(&mut self, key: Key, attempt: u32, result: Result<Found, RecoverError>) -> CloudInput {

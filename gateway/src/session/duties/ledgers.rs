@@ -29,7 +29,7 @@ impl Duties {
         let Some(writing) = &self.writing else { return };
         let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.starts));
         let note = self.note(writing, &topic, partition, LedgerKind::Start, 0..stretch.end, SOURCE_STARTS);
-        let place = Place { topic, partition, producer_id: self.link.producer_id() };
+        let place = self.place(topic, partition);
         let timeout = self.shared.settings.produce.timeout;
         self.spawn("fast-forward", async move {
             let _slot = slots.acquire_owned().await;
@@ -78,6 +78,11 @@ impl Duties {
             let entry = LedgerEntry { kind, from, to, at, reason, topic_id };
             registry.note(&lease, &key, &entry).await.map_err(|error| format!("the ledger is not written: {error}"))
         }
+    }
+
+    pub(super) fn place(&self, topic: TopicName, partition: Partition) -> Place {
+        let skippers = self.shared.registry.skippers(&self.link);
+        Place { topic, partition, producer_id: self.link.producer_id(), skippers }
     }
 
     pub(super) fn ledger_key(&self, topic: &TopicName, partition: Partition) -> LedgerKey {
