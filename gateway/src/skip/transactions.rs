@@ -122,7 +122,7 @@ impl Transactions {
             if let Err(error) = self.transaction(coordinator, &wanting).await {
                 // The next one aborts what is open.
                 *coordinator = None;
-                let outcome = of_error(&error);
+                let outcome = of_error(&error, &self.link);
                 return stretches.into_iter().map(|stretch| (stretch, outcome.clone())).collect();
             }
         }
@@ -165,24 +165,30 @@ impl Transactions {
         }
     }
 
+    /// The coordinator, which this makes the one producer of the link's transactional id.
     async fn coordinator(&self) -> Result<Coordinator, TransactionError> {
-        let id: Arc<str> = format!("tombolo-{}", self.link).into();
-        let any = self.cluster.controller().await?;
         let patience = Patience::begin();
-        let broker = loop {
-            let found = admin::find_coordinator(&any, &id).await.map_err(TransactionError::Kafka);
+        let found = loop {
+            let found = match self.find().await {
+                // It has not heard of it yet.
+                Err(error) if code_of(&error) == Some(ErrorCode::NOT_COORDINATOR) => {
+                    Err(TransactionError::Partition(ErrorCode::COORDINATOR_NOT_AVAILABLE))
+                }
+                found => found,
+            };
             if let Some(found) = patience.settled(found).await {
                 break found?;
             }
         };
+        self.registry.note_skipper(&self.lease, &self.link, found.producer.producer_id).await?;
+        Ok(found)
+    }
+
+    async fn find(&self) -> Result<Coordinator, TransactionError> {
+        let id: Arc<str> = format!("tombolo-{}", self.link).into();
+        let broker = admin::find_coordinator(&self.cluster.controller().await?, &id).await?;
         let connection = self.cluster.connect(broker).await?;
-        let producer = loop {
-            let allotted = admin::init_producer_id(&connection, &id, TRANSACTION_TIMEOUT).await;
-            if let Some(allotted) = patience.settled(allotted.map_err(TransactionError::Kafka)).await {
-                break allotted?;
-            }
-        };
-        self.registry.note_skipper(&self.lease, &self.link, producer.producer_id).await?;
+        let producer = admin::init_producer_id(&connection, &id, TRANSACTION_TIMEOUT).await?;
         Ok(Coordinator { connection, producer })
     }
 
@@ -254,8 +260,12 @@ fn is_not_yet(error: &TransactionError) -> bool {
     code_of(error).is_some_and(|code| waits.contains(&code))
 }
 
-fn of_error(error: &TransactionError) -> SkipOutcome {
-    let reason = format!("an empty transaction: {error}");
+fn of_error(error: &TransactionError, link: &LinkName) -> SkipOutcome {
+    let mut reason = format!("an empty transaction: {error}");
+    if code_of(error) == Some(ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED) {
+        let command = "kafka-acls.sh --add --allow-principal User:NAME-OF-THE-GATEWAY --operation Write";
+        reason = format!("{reason}: {command} --transactional-id tombolo-{link}");
+    }
     let refused = [ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED, ErrorCode::TOPIC_AUTHORIZATION_FAILED];
     let unsupported =
         matches!(error, TransactionError::Kafka(error) if matches!(error.kind(), KafkaErrorKind::Unsupported { .. }));
@@ -272,13 +282,14 @@ mod tests {
 
     #[test]
     fn what_is_not_ready_is_waited_for_and_the_rest_is_doubted_or_final() {
-        let error = TransactionError::Partition;
+        let (error, link) = (TransactionError::Partition, LinkName::new("ship-17").unwrap());
         assert!(is_not_yet(&error(ErrorCode::CONCURRENT_TRANSACTIONS)));
         for code in [ErrorCode::NOT_COORDINATOR, ErrorCode::PRODUCER_FENCED, ErrorCode::UNKNOWN_TOPIC_OR_PARTITION] {
             assert!(!is_not_yet(&error(code)), "{code}");
-            assert!(matches!(of_error(&error(code)), SkipOutcome::Doubt { .. }), "{code}");
+            assert!(matches!(of_error(&error(code), &link), SkipOutcome::Doubt { .. }), "{code}");
         }
-        let refused = of_error(&error(ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED));
-        assert!(matches!(refused, SkipOutcome::Refused { .. }), "{refused:?}");
+        let refused = of_error(&error(ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED), &link);
+        let SkipOutcome::Refused { reason } = refused else { panic!("{refused:?}") };
+        assert!(reason.ends_with("--operation Write --transactional-id tombolo-ship-17"), "{reason}");
     }
 }
