@@ -14,6 +14,7 @@ mod link;
 mod lost_tail;
 mod memory;
 mod outage;
+mod planted;
 mod refusals;
 mod replicas;
 mod secure;
