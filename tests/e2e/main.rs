@@ -5,12 +5,15 @@
 
 mod carried;
 mod codecs;
+mod compacted;
 mod course;
 mod flash;
 mod foreign;
+mod growth;
 mod history;
 mod kills;
 mod link;
+mod log_start;
 mod lost_tail;
 mod memory;
 mod outage;
@@ -19,6 +22,8 @@ mod replicas;
 mod secure;
 mod stranger;
 mod takeover;
+mod timestamps;
 mod topics;
+mod transactions;
 mod unsupported;
 mod verify;
