@@ -19,6 +19,8 @@ mod memory;
 mod outage;
 mod refusals;
 mod replicas;
+mod retention;
+mod rights;
 mod secure;
 mod stranger;
 mod takeover;
