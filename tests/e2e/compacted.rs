@@ -65,21 +65,17 @@ async fn wait_until_thinned(cluster: &KafkaCluster, held: &Held) {
     .await;
 }
 
-/// The cleaner leaves these logs alone once this returns.
-async fn freeze(cluster: &KafkaCluster, topics: &[&str]) {
-    for topic in topics {
-        cluster.alter_topic(topic, &[("min.compaction.lag.ms", NEVER)]).await;
-    }
-    for topic in topics {
-        let mut before = Vec::new();
-        until("the cleaner rests", DEADLINE, async || {
-            let now = batches(cluster, topic, 0).await;
-            let same = now == before;
-            before = now;
-            if same { Ok(()) } else { Err("it works") }
-        })
-        .await;
-    }
+/// The cleaner leaves this log alone once this returns.
+async fn freeze(cluster: &KafkaCluster, topic: &str) {
+    cluster.alter_topic(topic, &[("min.compaction.lag.ms", NEVER)]).await;
+    let mut before = Vec::new();
+    until("the cleaner rests", DEADLINE, async || {
+        let now = batches(cluster, topic, 0).await;
+        let same = now == before;
+        before = now;
+        if same { Ok(()) } else { Err("it works") }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -103,11 +99,9 @@ async fn what_the_cleaner_left_is_mirrored_at_its_offsets() {
         async move { workload.produce(config, HISTORY).await.acknowledged() }
     });
     let (_, written) = tokio::join!(transactions.write(&config, 200), join_all(written));
-    for held in &logs {
-        wait_until_thinned(&source, held).await;
-    }
+    join_all(logs.iter().map(|held| wait_until_thinned(&source, held))).await;
     let topics: Vec<&str> = logs.iter().map(|held| held.topic.as_str()).chain([settled.as_str()]).collect();
-    freeze(&source, &topics).await;
+    join_all(topics.iter().map(|topic| freeze(&source, topic))).await;
 
     let start = Instant::now();
     let rig = Rig::start(&source, &cloud, RigSpec::new(&topics)).await;

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use tombolo_kafka::admin::describe_producers;
-use tombolo_tests::broker::{KafkaCluster, shared_pair, unique_name};
+use tombolo_tests::broker::{ClusterSpec, KafkaCluster, shared_pair, unique_name};
 use tombolo_tests::compare::{Seen, await_equal_with_gaps, wait_until_mirrored};
 use tombolo_tests::consumer::{Isolation, read_all};
 use tombolo_tests::producer::{BackgroundProducer, Codec, Produced, Workload};
@@ -209,4 +209,83 @@ async fn kill_all(rig: &mut Rig, cloud: &KafkaCluster, topic: &str) -> usize {
         daemon.wait_ready().await;
     }
     hit
+}
+
+/// What a dead gateway had sent lies in the broker's sockets, markers among it, and is appended when nobody expects it.
+#[tokio::test]
+async fn late_markers_of_a_dead_gateway_shift_nothing() {
+    const DEATHS: usize = 4;
+    let _turn = Turn::alone().await;
+    let source = &shared_pair().await.source;
+    let cloud = KafkaCluster::start(ClusterSpec::single()).await;
+    let topic = unique_name("late-markers");
+    source.create_topic(&topic, PARTITIONS, 1, &[]).await;
+    let spec = RigSpec::new(&[&topic])
+        .gateway("registry.lease", "1 s")
+        .gateway("registry.settle", "500 ms")
+        .agent("link.idle_timeout", "2 s")
+        .agent("link.keep_alive", "500 ms");
+    let mut rig = Rig::start(source, &cloud, spec).await;
+    wait_until_active(&rig, &[&topic]).await;
+    let start = Instant::now();
+    let applications = Applications::start(source, &topic);
+    for _ in 0..DEATHS {
+        wait_until_longer(&cloud, &topic).await;
+        cloud.pause_broker(1);
+        until("something waits for the broker", DEADLINE, async || {
+            let held = rig.gateway.metric("tombolo_gateway_held_bytes").await;
+            if held > 2_000.0 { Ok(()) } else { Err(held) }
+        })
+        .await;
+        rig.gateway.restart();
+        cloud.continue_broker(1);
+        rig.gateway.wait_ready().await;
+    }
+    let (settled, expected) = applications.stop().await;
+    let seen = await_equal_with_gaps(source, &cloud, &[&topic], rig.producer_id(), DEADLINE).await;
+    assert_eq!(seen, expected);
+    tell(&format!("{DEATHS} gateways that died with markers on their way, {settled:?}"), expected.records, start);
+}
+
+#[tokio::test]
+async fn goes_on_when_leaders_in_the_cloud_die_amid_markers() {
+    let _turn = Turn::alone().await;
+    let source = &shared_pair().await.source;
+    let cloud = KafkaCluster::start(ClusterSpec::three()).await;
+    let topic = unique_name("led");
+    source.create_topic(&topic, PARTITIONS, 1, &[]).await;
+    let mut rig = Rig::start(source, &cloud, RigSpec::new(&[&topic])).await;
+    // Said when the broker that is killed leads the registry, too, and its election outlasts a lease.
+    rig.gateway.allow("registry cannot be read");
+    wait_until_active(&rig, &[&topic]).await;
+    let start = Instant::now();
+    let applications = Applications::start(source, &topic);
+    for partition in 0..2 {
+        wait_until_longer(&cloud, &topic).await;
+        let leader = cloud.leader_of(&topic, partition).await;
+        cloud.kill_broker(leader);
+        until("another broker leads", DEADLINE, async || {
+            let leads = cloud.leader_of(&topic, partition).await;
+            if leads == leader { Err(leads) } else { Ok(()) }
+        })
+        .await;
+        wait_until_longer(&cloud, &topic).await;
+        cloud.restart_broker(leader).await;
+    }
+    let (settled, expected) = applications.stop().await;
+    let seen = await_equal_with_gaps(source, &cloud, &[&topic], rig.producer_id(), DEADLINE).await;
+    assert_eq!(seen, expected);
+    tell(&format!("two leaders killed in the cloud, {settled:?}"), expected.records, start);
+}
+
+/// Waits until every partition of the mirror is longer than now.
+async fn wait_until_longer(cloud: &KafkaCluster, topic: &str) {
+    for partition in 0..PARTITIONS {
+        let before = mirrored_end(cloud, topic, partition).await;
+        until(&format!("the mirror of partition {partition} grows"), DEADLINE, async || {
+            let end = mirrored_end(cloud, topic, partition).await;
+            if end > before { Ok(()) } else { Err(end) }
+        })
+        .await;
+    }
 }
