@@ -179,7 +179,7 @@ async fn what_the_source_lost_halts_its_mirror_until_the_loss_is_accepted() {
     loss.assert_halted().await;
 
     // The operator accepts it: the lost range becomes a gap, and stays on record.
-    loss.rig.gateway.allow("offsets were lost");
+    loss.rig.gateway.allow("the source deleted offsets before they were mirrored");
     let settings = loss.rig.gateway_settings(&loss.spec.clone().mirror("on_loss", "skip"));
     loss.rig.gateway.reconfigure(&settings);
     restart(&mut loss.rig.gateway).await;
