@@ -15,6 +15,7 @@ use tombolo_tests::transactions::Transactions;
 use tombolo_tests::wait::until;
 
 use crate::course::{DEADLINE, Turn, tell, wait_until_active};
+use crate::verify::{PASSES, Verifier};
 
 /// Cleaned about every second: all but the segment that is written to.
 const COMPACT: [(&str, &str); 4] = [
@@ -110,6 +111,11 @@ async fn what_the_cleaner_left_is_mirrored_at_its_offsets() {
     let written: u64 = written.iter().sum();
     tell(&format!("what was left of {written} records in {} compacted logs", topics.len()), seen.records, start);
     assert!(seen.records < written / 2 && seen.records > KEYS, "{} of {written} records were left", seen.records);
+    let verifier = Verifier::of(&source, &cloud);
+    for topic in &topics {
+        let verified = verifier.run(&["--link", &rig.name, "--topic", topic, "--records"]).await;
+        assert_eq!(verified.code, PASSES, "{verified:?}");
+    }
     assert!(rig.agent.metric("tombolo_reencoded_batches_total").await > 0.0, "thinned batches can not go as they are");
 }
 

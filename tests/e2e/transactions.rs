@@ -17,6 +17,7 @@ use tombolo_tests::transactions::{ABORTED, BackgroundTransactions, Hanging, Sett
 use tombolo_tests::wait::until;
 
 use crate::course::{DEADLINE, Turn, mirrored_end, seed, tell, wait_until_active};
+use crate::verify::{PASSES, Verifier};
 
 const PARTITIONS: i32 = 3;
 /// Of each daemon.
@@ -99,6 +100,9 @@ async fn the_mirror_holds_what_was_committed_and_nothing_that_was_aborted() {
     let seen = await_equal_with_gaps(&pair.source, &pair.cloud, &[&topic], rig.producer_id(), DEADLINE).await;
     assert_eq!(seen, expected);
     assert_nothing_aborted(&pair.cloud, &topic).await;
+    let verifier = Verifier::of(&pair.source, &pair.cloud);
+    let verified = verifier.run(&["--link", &rig.name, "--topic", &topic, "--records", "--strict"]).await;
+    assert_eq!(verified.code, PASSES, "{verified:?}");
     let reencoded = rig.agent.metric("tombolo_reencoded_batches_total").await;
     assert!(reencoded < 1.0, "{reencoded} batches were encoded again that could be sent as they are");
 }
