@@ -1,13 +1,15 @@
 //! Records within a batch: those of the few batches that tombolo itself writes and reads (its registry topic), and those
-//! of mirrored batches that a cloud cluster would not take or keep as they are ([`Unfit`], [`from_legacy`]).
+//! of mirrored batches that a cloud cluster would not take or keep as they are ([`Unfit`], [`from_legacy`]), and [`filler`].
 //! A dense `CreateTime` batch of a mirror never comes here.
 
 mod assemble;
 mod codec;
+mod filler;
 mod legacy;
 mod reencode;
 mod snappy;
 
+pub use filler::{filler, is_filler};
 pub use legacy::{Legacy, from_legacy};
 pub use reencode::{Piece, ReencodeError, Runs, Unfit};
 

@@ -18,7 +18,8 @@ mod open;
 mod settings;
 mod status;
 
-pub use settings::{LinkSettings, MirrorSettings, PassedOver};
+pub use crate::mirror::OnLoss;
+pub use settings::{DEFAULT_MAX_GAP, LinkSettings, MirrorSettings, PassedOver};
 pub use status::{CloudPartitionStatus, CloudStatus, MirrorState, MirrorStatus};
 
 use std::collections::VecDeque;
@@ -28,7 +29,7 @@ use bytes::Bytes;
 use crate::failure::{Failure, cut};
 use crate::frame::Frame;
 use crate::id::{MirrorId, Offset, Partition, Term, Time, TopicName};
-use crate::mirror::{Outcome, Recovery};
+use crate::mirror::{Outcome, Recovery, SkipOutcome};
 use crate::wire::{Close, CloseCode, CloudBody, CloudMessage, EdgeBody, EdgeMessage, Hello, TopicConfig, VERSIONS};
 
 use open::Open;
@@ -115,6 +116,39 @@ pub enum CloudInput {
         /// What became of it.
         outcome: Outcome,
     },
+    /// Answer to [`CloudOutput::Skip`].
+    Skipped {
+        /// The mirror.
+        mirror: MirrorId,
+        /// The partition.
+        partition: Partition,
+        /// As in the output.
+        ticket: u64,
+        /// What became of the markers.
+        outcome: SkipOutcome,
+    },
+    /// Answer to [`CloudOutput::FastForward`].
+    FastForwarded {
+        /// The mirror.
+        mirror: MirrorId,
+        /// The partition.
+        partition: Partition,
+        /// As in the output.
+        ticket: u64,
+        /// Whether the log is empty and ends where it was to; or why not, for people.
+        result: Result<(), String>,
+    },
+    /// Answer to [`CloudOutput::RecordLoss`].
+    LossRecorded {
+        /// The mirror.
+        mirror: MirrorId,
+        /// The partition.
+        partition: Partition,
+        /// As in the output.
+        ticket: u64,
+        /// Whether the registry holds the range; or why not, for people.
+        result: Result<(), String>,
+    },
     /// The partition has another leader than the one that told its log end, and nothing is in flight to either.
     LeaderMoved {
         /// The mirror.
@@ -187,6 +221,54 @@ pub enum CloudOutput {
         /// The stamped batch.
         batch: Bytes,
     },
+    /// Append `count` markers, which hold no record; answer with Skipped, always. Nothing else of the partition is in
+    /// flight, and nothing is asked of it until the answer.
+    Skip {
+        /// The mirror.
+        mirror: MirrorId,
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// To be given back.
+        ticket: u64,
+        /// Offset at which the first marker must end up.
+        offset: Offset,
+        /// Number of markers, at most [`MAX_MARKERS`](crate::limits::MAX_MARKERS).
+        count: i64,
+    },
+    /// Bring an empty log to end at `to`, and have it empty there; the registry knows of it first. Answer with
+    /// `FastForwarded`, always. Nothing else is asked of the partition until the answer.
+    FastForward {
+        /// The mirror.
+        mirror: MirrorId,
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// To be given back.
+        ticket: u64,
+        /// Where the log ends.
+        from: Offset,
+        /// Where it is to end: the start of the source's log.
+        to: Offset,
+    },
+    /// Write a range that is lost at the source to the registry; answer with `LossRecorded`, always. The range may lie
+    /// within, overlap or extend one that is recorded.
+    RecordLoss {
+        /// The mirror.
+        mirror: MirrorId,
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// To be given back.
+        ticket: u64,
+        /// First lost offset.
+        from: Offset,
+        /// Offset after the last.
+        to: Offset,
+    },
     /// Something an operator should see in the log.
     Event(CloudEvent),
     /// Close the connection.
@@ -242,6 +324,26 @@ pub enum CloudEvent {
         partition: Partition,
         /// Where it goes on.
         next_offset: Offset,
+    },
+    /// A partition of the mirror was made to start where the source's log does.
+    Started {
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// Its first offset.
+        offset: Offset,
+    },
+    /// Offsets that the source deleted before they were mirrored are in the loss ledger, and become a gap.
+    LossSkipped {
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// First lost offset.
+        from: Offset,
+        /// Offset after the last.
+        to: Offset,
     },
     /// The agent had nothing to compare the mirror's tail with.
     Unverified {
@@ -327,6 +429,9 @@ impl CloudLink {
                 | CloudInput::TopicFailed { .. }
                 | CloudInput::Recovered { .. }
                 | CloudInput::Produced { .. }
+                | CloudInput::Skipped { .. }
+                | CloudInput::FastForwarded { .. }
+                | CloudInput::LossRecorded { .. }
                 | CloudInput::LeaderMoved { .. }
                 | CloudInput::Timeout,
             ) => state,

@@ -72,6 +72,8 @@ failure_codes! {
     SourceRefused = 17, "SOURCE_REFUSED";
     /// The agent's own `topics.allow` or `topics.deny` keeps the topic on site.
     DeniedBySite = 18, "DENIED_BY_SITE";
+    /// More offsets without records than the mirror is to be filled up with.
+    GapLimit = 19, "GAP_LIMIT";
 }
 
 /// Why a mirror is FAILED, with the evidence.

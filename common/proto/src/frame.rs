@@ -153,7 +153,8 @@ pub struct Packed {
     pub compressed: bool,
     /// The body, in pieces to be joined.
     pub body: Vec<Bytes>,
-    /// The last batches in it, at most [`MAX_TAIL`], joined up to `next_offset`: evidence for a later resume.
+    /// The last batches and gaps in it, at most [`MAX_TAIL`], joined up to `next_offset`: evidence for a later
+    /// resume.
     pub tail: Vec<TailBatch>,
     /// Leader epoch that the source's broker wrote into the last batch; -1 where there is none.
     pub last_epoch: i32,
@@ -202,13 +203,11 @@ fn epoch(entry: &Entry) -> Option<i32> {
 }
 
 fn tail(entries: &[Entry]) -> Vec<TailBatch> {
-    let mut tail: Vec<TailBatch> = entries
-        .iter()
-        .rev()
-        .map_while(|entry| if let Entry::Batch(batch) = entry { Some(TailBatch::of(batch)) } else { None })
-        .take(MAX_TAIL)
-        .collect();
-    tail.reverse();
+    let mut tail = Vec::new();
+    // Enough to fill it where gaps lie between the batches; each CRC is work.
+    for entry in entries.get(entries.len().saturating_sub(2 * MAX_TAIL)..).unwrap_or_default() {
+        TailBatch::of_entry(entry).append(&mut tail);
+    }
     tail
 }
 

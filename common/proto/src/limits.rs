@@ -16,7 +16,7 @@ pub const MAX_MIRRORS: usize = 10_000;
 pub const MAX_FILTERS: usize = 1_000;
 /// Most partitions of one topic.
 pub const MAX_PARTITIONS: i32 = 100_000;
-/// Most batches in a tail.
+/// Most batches and gaps in a tail.
 pub const MAX_TAIL: usize = 16;
 /// Most entries in one Confirm or `SourcePositions` message.
 pub const MAX_ENTRIES: usize = 4_096;
@@ -27,3 +27,5 @@ pub const MAX_CONFIGS: usize = 200;
 /// Batches of one partition that may be in flight to the cloud: a broker remembers the last five batches of a
 /// producer (`ProducerStateEntry.NUM_BATCHES_TO_RETAIN`).
 pub const MAX_IN_FLIGHT: usize = 5;
+/// Most markers in one request: offsets of a gap that are skipped at once.
+pub const MAX_MARKERS: i64 = 1_000;

@@ -14,12 +14,16 @@
 //! base offset it did not expect.
 
 mod decide;
+mod exchange;
+mod skip;
+mod start;
 
 pub use decide::{Decision, decide};
+pub use exchange::{MirrorOutput, Outcome, Recovery, SkipOutcome};
+pub use skip::MARKER_SETTLE;
+pub use start::OnLoss;
 
 use std::collections::VecDeque;
-
-use bytes::Bytes;
 
 use crate::batch::{Batch, Stamp};
 use crate::failure::{Failure, FailureCode};
@@ -35,74 +39,6 @@ const FIRST_BACKOFF: Time = Time::from_millis(100);
 const LAST_BACKOFF: Time = Time::from_secs(5);
 /// Times the broker may refuse our sequence at one log end before the mirror is FAILED.
 const MAX_SEQUENCE_DOUBTS: u32 = 5;
-
-/// What the cluster holds, read when nothing of this partition is in flight: log end equal to high watermark, taken
-/// before and after the producer state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recovery {
-    /// The log's end.
-    pub log_end: Offset,
-    /// Last sequence the broker remembers for the link's producer id: `None` where it remembers none, -1 where only a
-    /// marker made the entry.
-    pub last_sequence: Option<i32>,
-    /// The last batches, in offset order, joined, up to `log_end`; may be empty, and fewer than asked for.
-    pub tail: Vec<Batch>,
-}
-
-/// What became of a Produce.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Success with this base offset; a duplicate answers with the old one. With acks=all the high watermark has
-    /// passed the batch.
-    Appended {
-        /// Base offset of the answer.
-        base_offset: Offset,
-    },
-    /// It may or may not have been appended, or could not be now: read the log end, then go on.
-    Doubt {
-        /// What happened, for people.
-        reason: String,
-    },
-    /// `OUT_OF_ORDER_SEQUENCE_NUMBER`: not appended; the log end is not where we thought.
-    Sequence,
-    /// Refused for good: not appended, and asking again would change nothing.
-    Refused {
-        /// The broker's error, for people.
-        reason: String,
-    },
-}
-
-/// What the owner is to do, in this order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MirrorOutput {
-    /// Read log end, producer state and tail, and answer with [`Mirror::recovered`] or [`Mirror::recovery_failed`].
-    Recover {
-        /// To be given back with the answer.
-        attempt: u32,
-    },
-    /// Tell the agent where the partition goes on.
-    Position {
-        /// The new run.
-        run: u32,
-        /// The log end.
-        next_offset: Offset,
-        /// End of the mirror.
-        tail: Vec<TailBatch>,
-        /// The cloud lost what it had confirmed or accepted before.
-        rewind: bool,
-    },
-    /// Send a batch to the partition's leader, acks=all, and answer with [`Mirror::produced`].
-    Produce {
-        /// To be given back with the answer.
-        ticket: u64,
-        /// Offset at which it must end up.
-        offset: Offset,
-        /// The stamped batch.
-        batch: Bytes,
-    },
-    /// The mirror cannot go on.
-    Failed(Failure),
-}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
@@ -190,6 +126,16 @@ impl Mirror {
     /// Last thing that put an append in doubt since the last success, for status.
     pub fn last_doubt(&self) -> Option<&str> {
         self.last_doubt.as_deref()
+    }
+
+    /// Offsets of gaps that came in this session.
+    pub fn gap_offsets(&self) -> i64 {
+        0
+    }
+
+    /// What is being done other than appending batches, for people.
+    pub fn doing(&self) -> Option<String> {
+        None
     }
 
     /// Times the cloud lost its tail in this session.

@@ -5,10 +5,11 @@
 //! values are in range is checked by the half-protocols, not here.
 
 mod codec;
+mod tail;
 
 pub use codec::{ControlDecoder, WireError, encode};
+pub use tail::TailBatch;
 
-use crate::batch::Batch;
 use crate::failure::{Failure, FailureCode, cut};
 use crate::id::{MirrorId, Offset, Partition};
 
@@ -21,7 +22,7 @@ pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct EdgeMessage {
     /// The message; `None` where the peer knows one that we do not.
-    #[prost(oneof = "EdgeBody", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "EdgeBody", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub body: Option<EdgeBody>,
 }
 
@@ -49,6 +50,9 @@ pub enum EdgeBody {
     /// Source topics that match a filter and have no mirror in this session.
     #[prost(message, tag = "7")]
     Discovered(Topics),
+    /// The source's log starts above what the mirror holds. Told once in a run, when all before it is confirmed.
+    #[prost(message, tag = "8")]
+    SourceStart(SourceStart),
 }
 
 /// From gateway to agent.
@@ -193,27 +197,6 @@ pub struct Source {
     pub problem: String,
 }
 
-/// A batch at the end of a mirror.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub struct TailBatch {
-    /// First offset.
-    #[prost(int64, tag = "1")]
-    pub base_offset: Offset,
-    /// Last offset.
-    #[prost(int64, tag = "2")]
-    pub last_offset: Offset,
-    /// Canonical CRC.
-    #[prost(fixed32, tag = "3")]
-    pub crc: u32,
-}
-
-impl TailBatch {
-    /// What is told of a batch.
-    pub fn of(batch: &Batch) -> Self {
-        Self { base_offset: batch.base_offset(), last_offset: batch.last_offset(), crc: batch.canonical_crc() }
-    }
-}
-
 /// Where a partition goes on. Starts a run: frames of older runs are dropped.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Position {
@@ -229,7 +212,7 @@ pub struct Position {
     /// Offset of the next record the mirror wants: its log end.
     #[prost(int64, tag = "4")]
     pub next_offset: Offset,
-    /// The last batches of the mirror, in offset order, joined, up to `next_offset`; empty where it holds none.
+    /// The last batches and gaps of the mirror, in offset order, joined, up to `next_offset`; empty where it holds none.
     #[prost(message, repeated, tag = "5")]
     pub tail: Vec<TailBatch>,
     /// The cloud lost what it had (a rewind), rather than the session began.
@@ -252,6 +235,24 @@ pub struct Placed {
     /// Nothing was left to compare the mirror's tail with.
     #[prost(bool, tag = "4")]
     pub unverified: bool,
+}
+
+/// The source holds nothing below this offset any more, and the mirror ends before it. The run is over: the next begins
+/// with a Position.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SourceStart {
+    /// Mirror of this session.
+    #[prost(uint32, tag = "1")]
+    pub mirror: u32,
+    /// Partition.
+    #[prost(int32, tag = "2")]
+    pub partition: Partition,
+    /// Run.
+    #[prost(uint32, tag = "3")]
+    pub run: u32,
+    /// First offset of the source's log.
+    #[prost(int64, tag = "4")]
+    pub offset: Offset,
 }
 
 /// An offset of a partition.

@@ -17,7 +17,7 @@ const CREDIT: usize = 1_000;
 
 fn mirror(name: &str, paused: bool) -> MirrorSettings {
     let topic = TopicName::new(name).expect("legal");
-    MirrorSettings { source: topic.clone(), topic, paused }
+    MirrorSettings { source: topic.clone(), topic, paused, max_gap: 100, on_loss: OnLoss::Halt }
 }
 
 fn fresh() -> CloudLink {
@@ -35,6 +35,7 @@ fn link(mirrors: &[MirrorSettings], filters: &[&str]) -> LinkSettings {
         mirrors: mirrors.to_vec(),
         filters: filters.iter().map(|filter| TopicPattern::new(filter).expect("valid")).collect(),
         reserved: std::iter::once(TopicName::new("_tombolo").expect("legal")).collect::<BTreeSet<_>>().into(),
+        ..LinkSettings::default()
     }
 }
 
@@ -100,7 +101,7 @@ fn live() -> CloudLink {
     feed(&mut link, source(0, 1), LATER);
     let outputs = feed(&mut link, CloudInput::TopicReady { mirror: MirrorId(0), partitions: 1 }, LATER);
     assert!(matches!(outputs[..], [CloudOutput::Recover { attempt: 1, .. }, CloudOutput::Event(_)]), "{outputs:?}");
-    let recovery = Recovery { log_end: 0, last_sequence: None, tail: Vec::new() };
+    let recovery = Recovery { log_start: 0, log_end: 0, starting: None, last_sequence: None, tail: Vec::new() };
     let input = CloudInput::Recovered { mirror: MirrorId(0), partition: 0, attempt: 1, result: Ok(recovery) };
     let outputs = feed(&mut link, input, LATER);
     assert!(matches!(
@@ -294,7 +295,7 @@ fn pausing_and_resuming_starts_a_new_run() {
     feed(&mut link, CloudInput::Mirrors(link_of(false)), LATER);
     feed(&mut link, source(0, 1), LATER);
     feed(&mut link, CloudInput::TopicReady { mirror: MirrorId(0), partitions: 1 }, LATER);
-    let recovery = Recovery { log_end: 1, last_sequence: Some(0), tail: Vec::new() };
+    let recovery = Recovery { log_start: 0, log_end: 1, starting: None, last_sequence: Some(0), tail: Vec::new() };
     let input = CloudInput::Recovered { mirror: MirrorId(0), partition: 0, attempt: 2, result: Ok(recovery) };
     let outputs = feed(&mut link, input, LATER);
     assert!(matches!(
@@ -369,11 +370,8 @@ fn told(mirrors: &[(u32, &str)]) -> Told {
 
 #[test]
 fn topics_become_mirrors_as_they_appear() {
-    let renamed = MirrorSettings {
-        source: TopicName::new("sensor.raw").expect("legal"),
-        topic: TopicName::new("sensor.kept").expect("legal"),
-        paused: false,
-    };
+    let renamed =
+        MirrorSettings { topic: TopicName::new("sensor.kept").expect("legal"), ..mirror("sensor.raw", false) };
     let mut session = open();
     let settings = link(&[mirror("orders", false), mirror("alarms", false), renamed], &["sensor.*", "_*"]);
     let outputs = feed(&mut session, CloudInput::Mirrors(settings), NOW);

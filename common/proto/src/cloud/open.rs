@@ -1,5 +1,6 @@
 //! A session that holds its link: the mirrors and what goes on in them.
 
+mod start;
 mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -149,6 +150,15 @@ impl Open {
             CloudInput::Produced { mirror, partition, ticket, outcome } => {
                 self.with_partition((mirror, partition), now, out, |open| open.mirror.produced(ticket, outcome));
             }
+            CloudInput::Skipped { mirror, partition, ticket, outcome } => {
+                self.with_partition((mirror, partition), now, out, |open| open.mirror.skipped(ticket, outcome, now));
+            }
+            CloudInput::FastForwarded { mirror, partition, ticket, result } => {
+                self.fast_forwarded((mirror, partition), ticket, result, now, out);
+            }
+            CloudInput::LossRecorded { mirror, partition, ticket, result } => {
+                self.loss_recorded((mirror, partition), ticket, result, now, out);
+            }
             CloudInput::LeaderMoved { mirror, partition } => {
                 self.with_partition((mirror, partition), now, out, |open| open.mirror.look_again());
             }
@@ -200,6 +210,7 @@ impl Open {
                 Ok(())
             }
             Some(EdgeBody::Discovered(topics)) => self.discovered(&topics, out),
+            Some(EdgeBody::SourceStart(start)) => self.source_start(&start, now, out),
             Some(EdgeBody::SourcePositions(positions)) => self.source_positions(&positions),
             // Close is handled before; a message that this version does not know is passed over.
             Some(EdgeBody::Close(_)) | None => Ok(()),
@@ -408,6 +419,18 @@ impl Open {
                     let topic = topic.clone();
                     out.push_back(CloudOutput::Produce { mirror: id, topic, partition, ticket, offset, batch });
                 }
+                MirrorOutput::Skip { ticket, offset, count } => {
+                    let topic = topic.clone();
+                    out.push_back(CloudOutput::Skip { mirror: id, topic, partition, ticket, offset, count });
+                }
+                MirrorOutput::FastForward { ticket, from, to } => {
+                    let topic = topic.clone();
+                    out.push_back(CloudOutput::FastForward { mirror: id, topic, partition, ticket, from, to });
+                }
+                MirrorOutput::RecordLoss { ticket, from, to } => {
+                    let topic = topic.clone();
+                    out.push_back(CloudOutput::RecordLoss { mirror: id, topic, partition, ticket, from, to });
+                }
                 MirrorOutput::Position { run, next_offset, tail, rewind } => {
                     let position = Position { mirror: id.0, partition, run, next_offset, tail, rewind };
                     send(out, CloudBody::Position(position));
@@ -476,6 +499,8 @@ fn mirror_status(mirror: &OpenMirror) -> MirrorStatus {
         held_bytes: open.mirror.held_bytes(),
         live: open.mirror.is_live(),
         last_doubt: open.mirror.last_doubt().map(str::to_owned),
+        doing: open.mirror.doing(),
+        gap_offsets: open.mirror.gap_offsets(),
         rewinds: open.mirror.rewinds(),
     };
     MirrorStatus {

@@ -6,10 +6,14 @@ use std::sync::Arc;
 
 use crate::id::TopicName;
 use crate::limits::MAX_MIRRORS;
+use crate::mirror::OnLoss;
 use crate::pattern::TopicPattern;
 
 /// Beginning of names that Kafka and its tools keep to themselves (`__consumer_offsets`).
 const INTERNAL: &str = "__";
+
+/// Default of [`MirrorSettings::max_gap`].
+pub const DEFAULT_MAX_GAP: i64 = 10_000_000;
 
 /// A mirror as the operator wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,10 +24,14 @@ pub struct MirrorSettings {
     pub topic: TopicName,
     /// Nothing is fetched, sent or appended.
     pub paused: bool,
+    /// Offsets without records that one session may skip, each at the cost of a marker of about 78 bytes.
+    pub max_gap: i64,
+    /// What becomes of offsets that are lost at the source.
+    pub on_loss: OnLoss,
 }
 
 /// A link as the operator wants it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkSettings {
     /// Mirrors by name.
     pub mirrors: Vec<MirrorSettings>,
@@ -31,6 +39,22 @@ pub struct LinkSettings {
     pub filters: Vec<TopicPattern>,
     /// Topics in the cloud that no filter makes a mirror of: the registry, and what mirrors of any link are named to write.
     pub reserved: Arc<BTreeSet<TopicName>>,
+    /// [`MirrorSettings::max_gap`] of mirrors that a filter makes.
+    pub max_gap: i64,
+    /// [`MirrorSettings::on_loss`] of mirrors that a filter makes.
+    pub on_loss: OnLoss,
+}
+
+impl Default for LinkSettings {
+    fn default() -> Self {
+        Self {
+            mirrors: Vec::new(),
+            filters: Vec::new(),
+            reserved: Arc::default(),
+            max_gap: DEFAULT_MAX_GAP,
+            on_loss: OnLoss::default(),
+        }
+    }
 }
 
 /// Why a source topic that a filter matches becomes no mirror.
@@ -83,6 +107,7 @@ mod tests {
             mirrors: Vec::new(),
             filters: vec![TopicPattern::new("sensor.*").expect("valid"), TopicPattern::new("_*").expect("valid")],
             reserved: Arc::new(BTreeSet::from([name("_tombolo"), name("sensor.9")])),
+            ..LinkSettings::default()
         };
         let table = [
             ("orders", None),

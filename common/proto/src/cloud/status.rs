@@ -63,6 +63,10 @@ pub struct CloudPartitionStatus {
     pub live: bool,
     /// What put the last append in doubt, since the last success.
     pub last_doubt: Option<String>,
+    /// What is being done other than appending batches, for people.
+    pub doing: Option<String>,
+    /// Offsets of gaps that came in this session.
+    pub gap_offsets: i64,
     /// Times the cloud lost its tail in this session.
     pub rewinds: u64,
 }

@@ -53,7 +53,12 @@ struct Held {
 
 impl Held {
     fn tail(&self) -> TailBatch {
-        TailBatch { base_offset: self.batch.base_offset(), last_offset: self.batch.last_offset(), crc: self.crc }
+        TailBatch {
+            base_offset: self.batch.base_offset(),
+            last_offset: self.batch.last_offset(),
+            crc: self.crc,
+            gap: false,
+        }
     }
 
     fn bytes(&self) -> usize {

@@ -50,10 +50,13 @@ fn comes_back_as_it_went() {
 }
 
 #[test]
-fn evidence_ends_at_the_frames_end_and_begins_after_the_last_gap() {
+fn evidence_ends_at_the_frames_end_and_has_its_gaps() {
     let packed = frame().pack().packed;
     let [Entry::Batch(_), Entry::Gap { .. }, Entry::Batch(last)] = &frame().entries[..] else { panic!("as built") };
-    assert_eq!((packed.tail, packed.last_epoch), (vec![TailBatch::of(last)], last.leader_epoch()));
+    let tail: Vec<TailBatch> = frame().entries.iter().map(TailBatch::of_entry).collect();
+    assert_eq!((packed.tail, packed.last_epoch), (tail, last.leader_epoch()));
+    let gap = Packed::new(&[Entry::Gap { offset: 4, count: 5 }, Entry::Gap { offset: 9, count: 1 }]);
+    assert_eq!((gap.tail, gap.last_epoch), (vec![TailBatch::gap(4, 10)], -1));
     let many: Vec<Entry> = (0..40).map(|at| Entry::Batch(BatchBuilder::new(at).build())).collect();
     let packed = Packed::new(&many);
     assert_eq!((packed.tail.len(), packed.tail[0].base_offset), (MAX_TAIL, 40 - 16));

@@ -15,7 +15,7 @@ fn ours(base: Offset, records: i32) -> Batch {
 }
 
 fn empty(log_end: Offset) -> Recovery {
-    Recovery { log_end, last_sequence: None, tail: Vec::new() }
+    Recovery { log_start: 0, log_end, starting: None, last_sequence: None, tail: Vec::new() }
 }
 
 fn outputs(mirror: &mut Mirror) -> Vec<MirrorOutput> {
@@ -121,7 +121,10 @@ fn sequences_follow_the_log_end_and_wrap() {
 #[test]
 fn sequence_is_recovered_from_the_brokers_state() {
     for (last_sequence, expected) in [(None, 7), (Some(-1), 0), (Some(40), 41), (Some(i32::MAX), 0)] {
-        assert_eq!(next_sequence(&Recovery { log_end: 7, last_sequence, tail: Vec::new() }), expected);
+        assert_eq!(
+            next_sequence(&Recovery { log_start: 0, log_end: 7, starting: None, last_sequence, tail: Vec::new() }),
+            expected
+        );
     }
 }
 
@@ -138,7 +141,10 @@ fn an_answer_in_doubt_drains_then_reads_the_log_end_then_goes_on() {
     assert_eq!(outputs(&mut mirror), []);
     mirror.produced(3, Outcome::Sequence);
     assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt: 2 }]);
-    mirror.recovered(2, &Recovery { log_end: 2, last_sequence: Some(1), tail: vec![ours(1, 1)] });
+    mirror.recovered(
+        2,
+        &Recovery { log_start: 0, log_end: 2, starting: None, last_sequence: Some(1), tail: vec![ours(1, 1)] },
+    );
     assert_eq!(tickets(&outputs(&mut mirror)), [(4, 2)]);
     assert_eq!(mirror.progress(), CloudProgress { confirmed: 2, produced: 3, received: 4 });
 }
@@ -152,7 +158,10 @@ fn a_lost_tail_rewinds_with_a_new_run() {
     mirror.produced(0, appended(10));
     mirror.produced(1, Outcome::Sequence);
     outputs(&mut mirror);
-    mirror.recovered(2, &Recovery { log_end: 12, last_sequence: Some(11), tail: vec![ours(10, 2)] });
+    mirror.recovered(
+        2,
+        &Recovery { log_start: 0, log_end: 12, starting: None, last_sequence: Some(11), tail: vec![ours(10, 2)] },
+    );
     assert!(matches!(
         &outputs(&mut mirror)[..],
         [MirrorOutput::Position { run: 2, next_offset: 12, rewind: true, tail }] if tail.len() == 1
@@ -167,11 +176,17 @@ fn a_new_leader_that_has_less_is_noticed_while_nothing_is_sent() {
     assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt: 2 }]);
     mirror.look_again();
     assert_eq!(outputs(&mut mirror), [], "it is being read");
-    mirror.recovered(2, &Recovery { log_end: 10, last_sequence: Some(9), tail: vec![ours(9, 1)] });
+    mirror.recovered(
+        2,
+        &Recovery { log_start: 0, log_end: 10, starting: None, last_sequence: Some(9), tail: vec![ours(9, 1)] },
+    );
     assert_eq!(outputs(&mut mirror), [], "nothing is missing");
     mirror.look_again();
     outputs(&mut mirror);
-    mirror.recovered(3, &Recovery { log_end: 7, last_sequence: Some(6), tail: vec![ours(6, 1)] });
+    mirror.recovered(
+        3,
+        &Recovery { log_start: 0, log_end: 7, starting: None, last_sequence: Some(6), tail: vec![ours(6, 1)] },
+    );
     assert!(matches!(&outputs(&mut mirror)[..], [MirrorOutput::Position { run: 2, next_offset: 7, rewind: true, .. }]));
     mirror.receive(batch(7, 1));
     assert_eq!(tickets(&outputs(&mut mirror)).len(), 1);
@@ -198,7 +213,7 @@ fn foreign_batches_in_the_tail_fail_before_anything_is_sent() {
     outputs(&mut mirror);
     let foreign = |base| BatchBuilder::new(base).records(2).stamp(5, 0, 0).build();
     let tail = vec![ours(0, 4), foreign(4), foreign(6), ours(8, 1)];
-    mirror.recovered(1, &Recovery { log_end: 9, last_sequence: Some(4), tail });
+    mirror.recovered(1, &Recovery { log_start: 0, log_end: 9, starting: None, last_sequence: Some(4), tail });
     let failure = failure(&mut mirror);
     assert_eq!((failure.partition, failure.offset, failure.end_offset), (Some(2), Some(4), Some(8)));
 }

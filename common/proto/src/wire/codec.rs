@@ -69,7 +69,7 @@ mod tests {
                 partition: 2,
                 run: 3,
                 next_offset: 5,
-                tail: vec![TailBatch { base_offset: 4, last_offset: 4, crc: 0xdead_beef }],
+                tail: vec![TailBatch { base_offset: 4, last_offset: 4, crc: 0xdead_beef, gap: false }],
                 rewind: true,
             })),
         }

@@ -36,7 +36,9 @@ impl Open {
                     sources.insert(topic.clone());
                     targets.insert(topic.clone());
                     out.push_back(CloudOutput::Event(CloudEvent::MirrorDiscovered { topic: topic.clone() }));
-                    self.add(MirrorSettings { source: topic.clone(), topic, paused: false }, out);
+                    let (max_gap, on_loss) = (self.link.max_gap, self.link.on_loss);
+                    let source = topic.clone();
+                    self.add(MirrorSettings { source, topic, paused: false, max_gap, on_loss }, out);
                 }
                 Err(reason) if self.passed_over.len() < MAX_ENTRIES && self.passed_over.insert(topic.clone()) => {
                     out.push_back(CloudOutput::Event(CloudEvent::MirrorPassedOver { topic, reason }));

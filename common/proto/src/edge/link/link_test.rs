@@ -64,7 +64,7 @@ fn batch(base: Offset) -> Batch {
 }
 
 fn tail(batch: &Batch) -> TailBatch {
-    TailBatch { base_offset: batch.base_offset(), last_offset: batch.last_offset(), crc: batch.canonical_crc() }
+    TailBatch::of(batch)
 }
 
 fn position(run: u32, next_offset: Offset, tail: Vec<TailBatch>) -> EdgeInput {
