@@ -1,53 +1,109 @@
-//! From the record set of a fetch answer to batches that can be mirrored. Pure.
+//! From the record set of a fetch answer to entries that can be mirrored. Pure.
+
+mod transactions;
+mod walk;
+
+pub(super) use walk::{Answer, Found, Origin, Read, Stop, Walk};
 
 use bytes::Bytes;
-use tombolo_proto::batch::{Batch, split};
-use tombolo_proto::edge::check_batch;
-use tombolo_proto::failure::{Failure, FailureCode};
-use tombolo_proto::id::{Offset, Partition};
+use tombolo_proto::batch::Batch;
+use tombolo_proto::frame::Entry;
+use tombolo_proto::id::Offset;
 
 /// What a record set holds for a reader.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Taken {
-    /// Batches to be mirrored, each checked.
-    pub(super) batches: Vec<Batch>,
-    /// What the batch after them is, where it cannot be mirrored.
-    pub(super) failure: Option<Failure>,
+    /// To be mirrored: each batch checked, all joined, gaps side by side made one.
+    pub(super) entries: Vec<Entry>,
+    /// Why the offset after them cannot be mirrored, where it cannot.
+    pub(super) stop: Option<Stop>,
     /// Offset to go on from.
     pub(super) next: Offset,
-    /// Leader epoch of the last batch.
+    /// Leader epoch of what stands before it, where it is known.
     pub(super) epoch: Option<i32>,
     /// There are bytes, but not one whole batch that the reader needs: it must ask for more.
     pub(super) starved: bool,
+    pub(super) read: Read,
+    /// Batches that were made anew.
+    pub(super) remade: u64,
 }
 
-/// Walks the batches from `offset` on. Those that end below it are left out: brokers begin with the batch that holds
-/// the offset. `max_batch` is the largest that a frame carries.
-pub(super) fn take(partition: Partition, offset: Offset, records: Bytes, max_batch: usize) -> Taken {
-    let some = !records.is_empty();
-    let mut taken = Taken { batches: Vec::new(), failure: None, next: offset, epoch: None, starved: false };
-    for batch in split(records) {
-        let checked = match batch {
-            Ok(batch) if batch.next_offset() <= taken.next => continue,
-            Ok(batch) => check_batch(partition, &batch, max_batch).map(|()| batch),
-            Err(error) => {
-                Err(Failure::at(FailureCode::UnsupportedMessageFormat, partition, taken.next, error.to_string()))
+/// Reads an answer from its offset on. What is made anew may take as much memory as the answer and a batch; where that is
+/// not enough, the rest is left to be fetched again.
+pub(super) fn take(answer: Answer) -> Taken {
+    let (size, budget) = (answer.records.len(), answer.records.len() + answer.max_batch);
+    let mut taken = Taken {
+        entries: Vec::new(),
+        stop: None,
+        next: answer.offset,
+        epoch: None,
+        starved: false,
+        read: Read::default(),
+        remade: 0,
+    };
+    let (mut kept, mut made_bytes) = (Kept::default(), 0);
+    let mut walk = Walk::new(answer);
+    for found in walk.by_ref() {
+        let Found { entry, made, epoch, origin: _ } = match found {
+            Ok(found) => found,
+            Err(stop) => {
+                taken.stop = Some(stop);
+                break;
             }
         };
-        match checked {
-            Ok(batch) => {
-                taken.next = batch.next_offset();
-                taken.epoch = Some(batch.leader_epoch());
-                taken.batches.push(batch);
-            }
-            Err(failure) => {
-                taken.failure = Some(failure);
-                break;
+        (taken.next, taken.epoch) = (entry.next_offset(), epoch);
+        if made {
+            taken.remade += 1;
+            made_bytes += entry.bytes();
+        } else if let Entry::Batch(batch) = &entry {
+            kept.add(taken.entries.len(), batch);
+        }
+        push(&mut taken.entries, entry);
+        if made_bytes > budget {
+            break;
+        }
+    }
+    taken.read = walk.read();
+    taken.starved = size > 0 && taken.entries.is_empty() && taken.stop.is_none();
+    kept.unshare(&mut taken.entries, size);
+    taken
+}
+
+/// Appends an entry that joins the others; a gap behind a gap makes that longer.
+fn push(entries: &mut Vec<Entry>, entry: Entry) {
+    if let (Some(Entry::Gap { count, .. }), Entry::Gap { count: more, .. }) = (entries.last_mut(), &entry) {
+        *count += more;
+    } else {
+        entries.push(entry);
+    }
+}
+
+/// Batches that are slices of the answer.
+#[derive(Debug, Default)]
+struct Kept {
+    places: Vec<usize>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn add(&mut self, place: usize, batch: &Batch) {
+        self.places.push(place);
+        self.bytes += batch.len();
+    }
+
+    /// Gives them memory of their own, where less than half of the answer is kept: its memory is not counted.
+    fn unshare(self, entries: &mut [Entry], size: usize) {
+        if self.bytes * 2 >= size {
+            return;
+        }
+        for place in self.places {
+            if let Some(Entry::Batch(batch)) = entries.get_mut(place)
+                && let Ok(copy) = Batch::parse(Bytes::copy_from_slice(batch.bytes()))
+            {
+                *batch = copy;
             }
         }
     }
-    taken.starved = some && taken.batches.is_empty() && taken.failure.is_none();
-    taken
 }
 
 /// A copy with memory of its own, where the bytes are a slice of an answer that holds other partitions' records too.
@@ -57,72 +113,5 @@ pub(super) fn unshared(records: Bytes, others: bool) -> Bytes {
 }
 
 #[cfg(test)]
-mod tests {
-    use tombolo_proto::testing::BatchBuilder;
-
-    use super::*;
-
-    fn set(batches: &[BatchBuilder]) -> Bytes {
-        batches.iter().flat_map(|batch| batch.bytes().to_vec()).collect()
-    }
-
-    #[test]
-    fn begins_at_the_batch_that_holds_the_offset() {
-        let builders = [0, 3, 6, 9].map(|base| BatchBuilder::new(base).records(3).leader_epoch(4));
-        let taken = take(1, 4, set(&builders), 1_000);
-        let bases: Vec<_> = taken.batches.iter().map(Batch::base_offset).collect();
-        assert_eq!((bases, taken.next, taken.epoch), (vec![3, 6, 9], 12, Some(4)));
-        assert_eq!((taken.failure, taken.starved), (None, false));
-    }
-
-    #[test]
-    fn stops_before_the_first_bad_batch() {
-        let good = BatchBuilder::new(0).records(2);
-        let mut bytes = set(&[good.clone(), BatchBuilder::new(2), BatchBuilder::new(3)]).to_vec();
-        let at = good.bytes().len() + 70;
-        bytes[at] ^= 1;
-        let taken = take(5, 0, bytes.into(), 1_000);
-        assert_eq!((taken.batches.len(), taken.next), (1, 2));
-        let failure = taken.failure.unwrap();
-        assert_eq!(
-            (failure.code, failure.partition, failure.offset, failure.end_offset),
-            (FailureCode::CorruptSourceBatch, Some(5), Some(2), Some(3))
-        );
-    }
-
-    #[test]
-    fn old_formats_are_named_with_the_offset() {
-        let mut bytes = set(&[BatchBuilder::new(7)]).to_vec();
-        bytes[16] = 1;
-        let failure = take(0, 7, bytes.into(), 1_000).failure.unwrap();
-        assert_eq!((failure.code, failure.offset), (FailureCode::UnsupportedMessageFormat, Some(7)));
-    }
-
-    #[test]
-    fn a_batch_above_the_limit_is_no_batch_to_wait_for() {
-        let taken = take(0, 0, set(&[BatchBuilder::new(0).payload(5_000)]), 4_000);
-        assert_eq!(taken.failure.map(|failure| failure.code), Some(FailureCode::BatchTooLarge));
-    }
-
-    #[test]
-    fn a_cut_batch_starves_and_nothing_does_not() {
-        let whole = set(&[BatchBuilder::new(0).payload(500)]);
-        for cut in [10, 100, whole.len() - 1] {
-            assert!(take(0, 0, whole.slice(..cut), 1_000).starved, "{cut}");
-        }
-        assert!(!take(0, 0, whole.clone(), 1_000).starved);
-        assert!(!take(0, 0, Bytes::new(), 1_000).starved);
-        // Only what lies below the offset: as useless as a cut batch.
-        assert!(take(0, 1, whole, 1_000).starved);
-    }
-
-    #[test]
-    fn shared_answers_are_copied() {
-        let answer = Bytes::from(vec![1_u8; 100]);
-        let part = answer.slice(10..20);
-        assert_eq!(unshared(part.clone(), false).as_ptr(), part.as_ptr());
-        let copy = unshared(part.clone(), true);
-        assert_ne!(copy.as_ptr(), part.as_ptr());
-        assert_eq!(copy, part);
-    }
-}
+#[path = "records/records_test.rs"]
+mod tests;

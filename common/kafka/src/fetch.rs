@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic};
-use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::fetch_response::{
+    AbortedTransaction as WireAborted, FetchableTopicResponse, PartitionData,
+};
 use kafka_protocol::messages::{FetchRequest, TopicName};
 
 use crate::TopicId;
@@ -68,11 +70,23 @@ pub struct FetchedPartition {
     pub last_stable_offset: i64,
     /// Log start offset, -1 where unknown.
     pub log_start_offset: i64,
+    /// Transactions aborted within `records`, with their producer id and first offset: in an answer to a
+    /// [`FetchOptions::read_committed`] request, none else. Their batches come all the same.
+    pub aborted: Vec<AbortedTransaction>,
     /// Largest epoch and its end offset where the broker's log parts from what was fetched (KIP-595).
     pub diverging_epoch: Option<(i32, i64)>,
     /// Whole batches, the last may be cut off; the first may begin below the offset asked for. A slice of the answer:
     /// it keeps the memory of the whole answer.
     pub records: Bytes,
+}
+
+/// A transaction that ended with an abort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AbortedTransaction {
+    /// Offset of its first record.
+    pub first_offset: i64,
+    /// Its producer.
+    pub producer_id: i64,
 }
 
 /// How far a fetch may read.
@@ -398,9 +412,14 @@ fn read_partition(place: &Place, answer: &PartitionData) -> FetchedPartition {
         high_watermark: answer.high_watermark,
         last_stable_offset: answer.last_stable_offset,
         log_start_offset: answer.log_start_offset,
+        aborted: answer.aborted_transactions.iter().flatten().map(aborted).collect(),
         diverging_epoch: (diverging.epoch >= 0).then_some((diverging.epoch, diverging.end_offset)),
         records: answer.records.clone().unwrap_or_default(),
     }
+}
+
+fn aborted(transaction: &WireAborted) -> AbortedTransaction {
+    AbortedTransaction { first_offset: transaction.first_offset, producer_id: transaction.producer_id.0 }
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@
 
 mod assemble;
 mod codec;
+mod control;
 mod filler;
 mod legacy;
 mod reencode;
 mod snappy;
 
+pub use control::is_abort_marker;
 pub use filler::{filler, is_filler};
 pub use legacy::{Legacy, from_legacy};
 pub use reencode::{Piece, ReencodeError, Runs, Unfit};

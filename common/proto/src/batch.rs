@@ -30,6 +30,7 @@ const CODEC_MASK: u16 = 0x07;
 const LOG_APPEND_TIME: u16 = 0x08;
 const TRANSACTIONAL: u16 = 0x10;
 const CONTROL: u16 = 0x20;
+const DELETE_HORIZON: u16 = 0x40;
 
 /// Why bytes are no batch, or not one that can be mirrored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -184,6 +185,11 @@ impl Batch {
     /// Whether the batch holds a control record (commit, abort, ...).
     pub fn is_control(&self) -> bool {
         self.attributes() & CONTROL != 0
+    }
+
+    /// Whether the cleaner has written the batch anew, to note when its tombstones may go (KIP-534).
+    pub fn has_delete_horizon(&self) -> bool {
+        self.attributes() & DELETE_HORIZON != 0
     }
 
     /// Timestamp that the records' deltas count from, in milliseconds since 1970.

@@ -17,20 +17,20 @@
 
 mod check;
 mod checkpoint;
+mod evidence;
 mod link;
 mod outgoing;
 mod partition;
 mod pool;
 mod status;
 
-pub use check::check_batch;
+pub use check::{corrupt_batch, large_batch};
 pub use checkpoint::{Checkpoint, CheckpointMirror, CheckpointPartition};
+pub use evidence::{contradicts, differs, proves};
 pub use link::EdgeLink;
 pub use outgoing::{Outgoing, OutgoingBody};
-pub use partition::differs;
 pub use status::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus, EdgeStatus};
 
-use crate::batch::Batch;
 use crate::failure::Failure;
 use crate::frame::{Entry, Packed};
 use crate::id::{Offset, Partition, Term, Time, TopicName};
@@ -95,7 +95,7 @@ pub struct JournalRange {
     pub bytes: u64,
 }
 
-/// Batches for the journal, to be encoded as one frame.
+/// Batches and gaps for the journal, to be encoded as one frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpillFrame {
     /// The source topic.
@@ -106,7 +106,7 @@ pub struct SpillFrame {
     pub partition: Partition,
     /// End of what the journal holds of the partition, which the frame joins; `None` where it begins a run.
     pub after: Option<Offset>,
-    /// At least one batch, joined.
+    /// At least one entry, joined.
     pub entries: Vec<Entry>,
 }
 
@@ -209,7 +209,7 @@ pub enum EdgeInput {
         /// The outcome.
         verdict: Verdict,
     },
-    /// Batches read from the source, checked by [`check_batch`], in order; may be empty.
+    /// What was read from the source, in order and joined; may be empty. The CRCs of batches are right.
     Fetched {
         /// The topic.
         topic: TopicName,
@@ -217,11 +217,22 @@ pub enum EdgeInput {
         partition: Partition,
         /// As in the [`EdgeOutput::Fetch`] that asked for it.
         fetch: u64,
-        /// The batches. A first batch that starts below the offset asked for is expected.
-        batches: Vec<Batch>,
+        /// Batches and gaps. Those that end below the offset asked for are passed over.
+        entries: Vec<Entry>,
         /// High watermark of the source.
         high_watermark: Offset,
         /// First offset that the source still has.
+        log_start: Offset,
+    },
+    /// The partition cannot be read on: the source has deleted what comes next.
+    Overtaken {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// As in the [`EdgeOutput::Fetch`] that asked for it.
+        fetch: u64,
+        /// First offset that the source still has, above all that was told.
         log_start: Offset,
     },
     /// The partition cannot be read on.
@@ -272,10 +283,12 @@ pub enum EdgeOutput {
         partition: Partition,
         /// To be given back.
         ticket: u64,
-        /// The mirror's last batches, joined, up to `next_offset`; may be empty.
+        /// The mirror's last batches and gaps, joined, up to `next_offset`; may be empty.
         tail: Vec<TailBatch>,
         /// The mirror's log end.
         next_offset: Offset,
+        /// The source's log is compacted: it may lack records that the mirror has.
+        compacted: bool,
     },
     /// Read a partition from `offset` on, without end; replaces an earlier Fetch of the partition.
     Fetch {

@@ -123,15 +123,19 @@ impl Entry {
         }
     }
 
-    /// What a batch takes as an entry; see [`Entry::bytes`].
-    pub(crate) fn batch_bytes(batch: &Batch) -> usize {
-        ENTRY_OVERHEAD + batch.len()
+    /// Leader epoch that the source's broker wrote into it; -1 of a gap: the markers in it may be of a later epoch than the
+    /// batch before.
+    pub fn leader_epoch(&self) -> i32 {
+        match self {
+            Self::Batch(batch) => batch.leader_epoch(),
+            Self::Gap { .. } => -1,
+        }
     }
 
     /// Bytes that the entry takes in a frame's raw body, and in every memory budget.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Batch(batch) => Self::batch_bytes(batch),
+            Self::Batch(batch) => ENTRY_OVERHEAD + batch.len(),
             Self::Gap { .. } => GAP_BYTES,
         }
     }
@@ -156,7 +160,7 @@ pub struct Packed {
     /// The last batches and gaps in it, at most [`MAX_TAIL`], joined up to `next_offset`: evidence for a later
     /// resume.
     pub tail: Vec<TailBatch>,
-    /// Leader epoch that the source's broker wrote into the last batch; -1 where there is none.
+    /// Leader epoch that the source's broker wrote into the last entry; -1 of a gap, which does not tell it.
     pub last_epoch: i32,
 }
 
@@ -178,7 +182,7 @@ impl Packed {
             compressed: packed.is_some(),
             body: packed.map_or(pieces, |packed| vec![packed]),
             tail: tail(entries),
-            last_epoch: entries.iter().rev().find_map(epoch).unwrap_or(-1),
+            last_epoch: entries.last().map_or(-1, Entry::leader_epoch),
         }
     }
 
@@ -196,10 +200,6 @@ impl Packed {
         let body = body.concat().into();
         Ok(FrameHeader::decode(header, limits)?.decode_body(body)?.entries)
     }
-}
-
-fn epoch(entry: &Entry) -> Option<i32> {
-    if let Entry::Batch(batch) = entry { Some(batch.leader_epoch()) } else { None }
 }
 
 fn tail(entries: &[Entry]) -> Vec<TailBatch> {

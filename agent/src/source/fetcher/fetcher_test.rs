@@ -18,6 +18,7 @@ fn answer(error: Option<ErrorCode>, diverging_epoch: Option<(i32, i64)>) -> Fetc
         error,
         high_watermark: 100,
         last_stable_offset: 100,
+        aborted: Vec::new(),
         log_start_offset: 0,
         diverging_epoch,
         records: bytes::Bytes::new(),

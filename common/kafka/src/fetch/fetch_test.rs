@@ -207,6 +207,10 @@ async fn fields_of_the_answer_and_the_request_are_carried_over() {
     partition.last_stable_offset = 8;
     partition.log_start_offset = 2;
     partition.diverging_epoch = EpochEndOffset::default().with_epoch(1).with_end_offset(6);
+    let aborted = [(70, 5), (71, 3)].map(|(producer_id, first_offset)| {
+        WireAborted::default().with_producer_id(producer_id.into()).with_first_offset(first_offset)
+    });
+    partition.aborted_transactions = Some(aborted.to_vec());
     let (fetched, asked) = tokio::join!(session.fetch(), broker.turn::<FetchRequest>(|_| answer));
     let request = &asked.request;
     assert_eq!(
@@ -221,6 +225,8 @@ async fn fields_of_the_answer_and_the_request_are_carried_over() {
     assert_eq!(fetched.error, Some(ErrorCode::OFFSET_OUT_OF_RANGE));
     assert_eq!((fetched.high_watermark, fetched.last_stable_offset, fetched.log_start_offset), (9, 8, 2));
     assert_eq!(fetched.diverging_epoch, Some((1, 6)));
+    let aborted: Vec<_> = fetched.aborted.iter().map(|one| (one.producer_id, one.first_offset)).collect();
+    assert_eq!(aborted, [(70, 5), (71, 3)]);
     assert_eq!(&*fetched.records, b"batches");
 }
 

@@ -15,7 +15,8 @@ use super::assemble::{Assembler, Content};
 use super::codec::{Section, read_varint};
 
 /// A batch that no broker takes from a client (a hole in its offsets: `LogValidator.validateBatch`), or whose timestamps
-/// would change (`LogAppendTime`: the bit is cleared in place and consumers see the producers' times instead).
+/// would change (`LogAppendTime`: the bit is cleared in place and consumers see the producers' times instead); or one
+/// that a log begins within.
 #[derive(Debug, Clone)]
 pub struct Unfit(Batch);
 
@@ -96,6 +97,12 @@ impl Unfit {
     /// `Err` gives back a batch that is produced as it is: dense, `CreateTime`.
     pub fn new(batch: Batch) -> Result<Self, Batch> {
         if batch.is_dense() && !batch.is_log_append_time() { Err(batch) } else { Ok(Self(batch)) }
+    }
+
+    /// A batch whose first records are no more: `DeleteRecords` moves the start of a log to any offset. `Err` gives back
+    /// a batch that `start` does not lie within.
+    pub fn begun(batch: Batch, start: i64) -> Result<Self, Batch> {
+        if batch.base_offset() < start && start < batch.next_offset() { Ok(Self(batch)) } else { Err(batch) }
     }
 
     /// The batch as the source holds it.

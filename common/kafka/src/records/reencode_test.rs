@@ -186,6 +186,18 @@ fn starts_within_a_batch() {
 }
 
 #[test]
+fn a_log_may_begin_within_a_dense_batch() {
+    let dense = held(&[0, 1, 2, 3], 3);
+    for start in [39, 40, 44, 45] {
+        assert!(Unfit::begun(dense.batch(), start).is_err());
+    }
+    let pieces: Vec<_> =
+        Unfit::begun(dense.batch(), 42).unwrap().runs(42, ENOUGH).unwrap().map(Result::unwrap).collect();
+    let found = contents(&pieces, 42, 44, Codec::None);
+    assert_eq!(found.iter().map(|record| record.0).collect::<Vec<_>>(), [42, 43]);
+}
+
+#[test]
 fn control_batches_unknown_codecs_and_bad_crcs_are_refused() {
     let control = Held { attributes: 0x20, ..held(&[1], 1) };
     let refused = Unfit::new(control.batch()).unwrap().runs(0, ENOUGH);

@@ -116,6 +116,12 @@ impl EdgeMirror {
     fn partition(&mut self, partition: Partition) -> Option<&mut EdgePartition> {
         usize::try_from(partition).ok().and_then(|at| self.partitions.get_mut(at))
     }
+
+    /// Whether the source may lose records between others.
+    fn is_compacted(&self) -> bool {
+        let policy = self.shape.1.iter().find(|config| config.name == "cleanup.policy");
+        policy.is_some_and(|policy| policy.value.split(',').any(|one| one.trim() == "compact"))
+    }
 }
 
 /// One site. Calls: [`EdgeLink::handle`] with each input, then [`EdgeLink::poll_output`] until it is empty, and
@@ -180,8 +186,11 @@ impl EdgeLink {
             EdgeInput::TailCompared { topic, partition, ticket, verdict } => {
                 self.tail_compared(&topic, partition, ticket, verdict);
             }
-            EdgeInput::Fetched { topic, partition, fetch, batches, high_watermark, log_start } => {
-                self.fetched(&(topic, partition), fetch, batches, (log_start, high_watermark), now);
+            EdgeInput::Fetched { topic, partition, fetch, entries, high_watermark, log_start } => {
+                self.fetched(&(topic, partition), fetch, entries, (log_start, high_watermark), now);
+            }
+            EdgeInput::Overtaken { topic, partition, fetch, log_start } => {
+                self.overtaken(&(topic, partition), fetch, log_start);
             }
             EdgeInput::FetchFailed { topic, fetch, failure } => self.fetch_failed(&topic, fetch, failure),
             EdgeInput::Restored { checkpoint, ranges } => self.restored(checkpoint, &ranges),

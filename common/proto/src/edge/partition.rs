@@ -10,18 +10,23 @@
 //! `confirmed <= sent <= fetched`, and every offset in between is in flight, in the journal or in the window: a window
 //! that does not begin where the flight ends begins within the journal.
 //!
+//! A gap is an entry like a batch, but that a position may lie within it.
+//!
 //! Must never: let go of an unconfirmed batch before the journal has it, unless the source still does.
 
+mod held;
 mod journaled;
 
 use std::collections::VecDeque;
 
+use held::{Held, Sent, SentWhat};
+
+use super::evidence::{contradicts, differs, proves};
 use super::outgoing::OutgoingBody;
-use crate::batch::Batch;
 use crate::failure::{Failure, FailureCode};
 use crate::frame::{Entry, Packed};
 use crate::id::{Offset, Partition, Time};
-use crate::limits::{MAX_FRAME_ENTRIES, MAX_TAIL};
+use crate::limits::MAX_FRAME_ENTRIES;
 use crate::progress::EdgeProgress;
 use crate::wire::TailBatch;
 
@@ -44,44 +49,14 @@ pub(super) enum Fetching {
     Paused { fetch: u64 },
 }
 
-#[derive(Debug)]
-struct Held {
-    batch: Batch,
-    crc: u32,
-    since: Time,
-}
-
-impl Held {
-    fn tail(&self) -> TailBatch {
-        TailBatch {
-            base_offset: self.batch.base_offset(),
-            last_offset: self.batch.last_offset(),
-            crc: self.crc,
-            gap: false,
+impl Fetching {
+    /// Whether this fetch goes on.
+    pub(super) fn is(self, fetch: u64) -> bool {
+        match self {
+            Self::Running { fetch: current } | Self::Paused { fetch: current } => current == fetch,
+            Self::Off => false,
         }
     }
-
-    fn bytes(&self) -> usize {
-        Entry::batch_bytes(&self.batch)
-    }
-}
-
-/// Something that was sent in this session.
-#[derive(Debug)]
-struct Sent {
-    offset: Offset,
-    next_offset: Offset,
-    credit: usize,
-    epoch: i32,
-    what: SentWhat,
-}
-
-#[derive(Debug)]
-enum SentWhat {
-    /// Kept until it is confirmed or in the journal.
-    Batch(Held),
-    /// The journal has it.
-    Journaled(Vec<TailBatch>),
 }
 
 /// What memory says about a mirror's tail.
@@ -118,6 +93,10 @@ pub(super) struct EdgePartition {
     pub(super) rewinds: u64,
     /// Reading it failed in the dark: a position will tell whether that matters. It is tried again after so many looks.
     pub(super) stuck: Option<u32>,
+    /// The source's log begins here, above what was fetched: told to the gateway when all of that is confirmed.
+    pub(super) overtaken: Option<Offset>,
+    /// What the gateway was told to be no more at the source, before the position that answers it.
+    started: Option<(Offset, Offset)>,
     /// A position was told, or a checkpoint: it does not begin anew at 0 by itself.
     known: bool,
     /// Changed since the last checkpoint.
@@ -140,10 +119,10 @@ pub(super) struct EdgePartition {
     drain: VecDeque<Packed>,
     drain_bytes: usize,
     window: VecDeque<Held>,
-    /// Batches in flight and in the window.
+    /// Entries in flight and in the window.
     window_bytes: usize,
     last_timestamp: Option<i64>,
-    shipped: VecDeque<TailBatch>,
+    shipped: Vec<TailBatch>,
     shipped_epoch: i32,
 }
 
@@ -161,6 +140,8 @@ impl EdgePartition {
             unverified: false,
             rewinds: 0,
             stuck: None,
+            overtaken: None,
+            started: None,
             known: false,
             dirty: false,
             untrimmed: false,
@@ -178,7 +159,7 @@ impl EdgePartition {
             window: VecDeque::new(),
             window_bytes: 0,
             last_timestamp: None,
-            shipped: VecDeque::new(),
+            shipped: Vec::new(),
             shipped_epoch: -1,
         }
     }
@@ -214,13 +195,12 @@ impl EdgePartition {
     /// where all of them are.
     pub(super) fn unsafe_timestamp(&self) -> Option<i64> {
         let end = self.durable_end()?;
-        let first = self.held().find(|held| held.batch.base_offset() >= end);
-        first.map(|held| held.batch.base_timestamp()).or(self.last_timestamp)
+        self.held().filter(|held| held.next() > end).find_map(Held::timestamp).or(self.last_timestamp)
     }
 
     /// What is remembered of what the cloud confirmed, and the source's epoch of its last batch.
     pub(super) fn shipped(&self) -> (Vec<TailBatch>, i32) {
-        (self.shipped.iter().copied().collect(), self.shipped_epoch)
+        (self.shipped.clone(), self.shipped_epoch)
     }
 
     /// Whether the cloud lacks something that was fetched.
@@ -239,7 +219,7 @@ impl EdgePartition {
         debug_assert_eq!(progress.validate(), Ok(()));
         debug_assert!(self.flight.front().is_none_or(|sent| sent.offset <= progress.confirmed));
         debug_assert!(self.flight.back().is_none_or(|sent| sent.next_offset == progress.sent));
-        debug_assert!(self.window.back().is_none_or(|held| held.batch.next_offset() == progress.fetched));
+        debug_assert!(self.window.back().is_none_or(|held| held.next() == progress.fetched));
         let in_reach = self.window_start() == Some(progress.sent)
             || self.journal.is_some_and(|(first, next)| {
                 first <= progress.sent && self.window_start().is_some_and(|start| start <= next)
@@ -247,10 +227,10 @@ impl EdgePartition {
         debug_assert!(in_reach, "offsets between flight and window are nowhere: {self:?}");
     }
 
-    /// Batches in memory, in order.
+    /// What is in memory, in order.
     fn held(&self) -> impl Iterator<Item = &Held> {
         let in_flight = self.flight.iter().filter_map(|sent| match &sent.what {
-            SentWhat::Batch(held) => Some(held),
+            SentWhat::Held(held) => Some(held),
             SentWhat::Journaled(_) => None,
         });
         in_flight.chain(&self.window)
@@ -260,7 +240,7 @@ impl EdgePartition {
     fn window_start(&self) -> Option<Offset> {
         self.window
             .front()
-            .map(|held| held.batch.base_offset())
+            .map(Held::first)
             .or_else(|| self.progress.map(|progress| progress.fetched))
     }
 
@@ -288,7 +268,7 @@ impl EdgePartition {
     /// Leader epoch of the record before `fetched`, where it is known.
     pub(super) fn fetched_epoch(&self) -> Option<i32> {
         let epoch = if let Some(held) = self.window.back() {
-            held.batch.leader_epoch()
+            held.epoch()
         } else if self.journal.is_some_and(|(_, next)| Some(next) == self.progress.map(|progress| progress.fetched)) {
             self.journal_epoch
         } else if let Some((_, epoch)) =
@@ -304,38 +284,57 @@ impl EdgePartition {
     }
 
     fn shipped_end(&self) -> Option<Offset> {
-        self.shipped.back().map(|last| last.last_offset + 1)
+        self.shipped.last().map(|last| last.last_offset + 1)
     }
 
-    /// Compares a mirror's tail with what was shipped and what is held.
-    pub(super) fn recall(&self, tail: &[TailBatch], next_offset: Offset) -> Recall {
+    /// Compares a mirror's tail with what was shipped and what is held. `compacted`: what is held may have been read after
+    /// the source had lost records that were shipped.
+    pub(super) fn recall(&self, tail: &[TailBatch], next_offset: Offset, compacted: bool) -> Recall {
         if next_offset == 0 {
             return Recall::Agrees;
         }
-        let in_flight = self.flight.iter().flat_map(|sent| match &sent.what {
-            SentWhat::Batch(held) => vec![held.tail()],
+        let flight = self.flight.iter().flat_map(|sent| match &sent.what {
+            SentWhat::Held(held) => vec![held.tail()],
             SentWhat::Journaled(tail) => tail.clone(),
         });
-        let known: Vec<TailBatch> =
-            self.shipped.iter().copied().chain(in_flight).chain(self.window.iter().map(Held::tail)).collect();
-        for theirs in tail {
-            let overlaps =
-                |ours: &&TailBatch| ours.base_offset <= theirs.last_offset && theirs.base_offset <= ours.last_offset;
-            // What was shipped and what was read since may be of two histories.
-            if let Some(ours) = known.iter().filter(overlaps).find(|ours| *ours != theirs) {
-                return Recall::Differs(differs(self.partition, ours, theirs));
-            }
+        let started = self.started.map(|(first, next)| TailBatch::gap(first, next));
+        // What was shipped and what was read since may be of two histories.
+        let sure: Vec<TailBatch> = self.shipped.iter().copied().chain(started).collect();
+        let read: Vec<TailBatch> = flight.chain(self.window.iter().map(Held::tail)).collect();
+        let against = |ours: &[TailBatch], compacted| {
+            let mut pairs = tail.iter().flat_map(|theirs| ours.iter().map(move |ours| (*ours, *theirs)));
+            pairs.find(|(ours, theirs)| contradicts(ours, theirs, compacted))
+        };
+        if let Some((ours, theirs)) = against(&sure, false).or_else(|| against(&read, compacted)) {
+            return Recall::Differs(differs(self.partition, &ours, &theirs));
         }
-        let last_is_known = tail.last().is_some_and(|last| known.contains(last));
-        if last_is_known { Recall::Agrees } else { Recall::Unknown }
+        let known = [sure.as_slice(), &read].concat();
+        // A mirror that holds nothing at all, as we know it.
+        let nothing = tail.is_empty()
+            && sure.iter().all(|ours| ours.gap)
+            && sure.last().is_some_and(|last| last.last_offset + 1 == next_offset);
+        if nothing || proves(&known, tail) { Recall::Agrees } else { Recall::Unknown }
+    }
+
+    /// Whether nothing is left at the source of what lies before `next_offset`, as the gateway was told.
+    pub(super) fn starts_at(&self, next_offset: Offset) -> bool {
+        self.started.is_some_and(|(_, start)| start == next_offset)
+    }
+
+    /// The start of the source's log, if it is time to tell it: all that was fetched before is confirmed.
+    pub(super) fn take_start(&mut self) -> Option<Offset> {
+        let progress = self.progress.filter(|progress| progress.confirmed == progress.fetched)?;
+        let start = self.overtaken.take_if(|_| matches!(self.placement, Placement::Placed { .. }))?;
+        self.started = Some((progress.fetched, start));
+        Some(start)
     }
 
     /// Whether memory, the journal and the fetch behind them go on at `next_offset`.
     pub(super) fn goes_on_at(&self, next_offset: Offset) -> bool {
         let Some(progress) = self.progress else { return false };
         progress.fetched == next_offset
+            || self.held().any(|held| held.goes_on_at(next_offset))
             || self.flight.iter().any(|sent| sent.offset == next_offset)
-            || self.window.iter().any(|held| held.batch.base_offset() == next_offset)
             || self.journal.is_some_and(|(first, next)| {
                 (first..next).contains(&next_offset) && self.window_start().is_some_and(|start| start <= next)
             })
@@ -349,6 +348,15 @@ impl EdgePartition {
         self.known = true;
         self.dirty = true;
         self.untrimmed = true;
+        if let Some((first, next)) = self.started.take().filter(|&(_, next)| next == next_offset) {
+            self.remember(TailBatch::gap(first, next));
+            self.shipped_epoch = -1;
+        }
+        // What the cloud lost is shipped again, and then known again.
+        self.shipped.retain(|one| one.base_offset < next_offset);
+        if let Some(last) = self.shipped.last_mut().filter(|last| last.gap) {
+            last.last_offset = last.last_offset.min(next_offset - 1);
+        }
         let goes_on = self.goes_on_at(next_offset);
         if let (true, Some(progress)) = (goes_on, self.progress) {
             self.progress = Some(EdgeProgress { confirmed: next_offset, sent: next_offset, ..progress });
@@ -367,15 +375,16 @@ impl EdgePartition {
         for sent in std::mem::take(&mut self.flight).into_iter().rev() {
             let joins = self.window_start() == Some(sent.next_offset);
             match sent.what {
-                SentWhat::Batch(held) if joins => self.window.push_front(held),
+                SentWhat::Held(held) if joins => self.window.push_front(held),
                 // Behind it the journal begins, which then has it too.
-                SentWhat::Batch(held) => self.window_bytes -= held.bytes(),
+                SentWhat::Held(held) => self.window_bytes -= held.bytes(),
                 SentWhat::Journaled(_) => {}
             }
         }
         self.drain.clear();
         self.drain_bytes = 0;
         self.loading = None;
+        self.overtaken = None;
         if let Some(progress) = &mut self.progress {
             progress.sent = progress.confirmed;
         }
@@ -415,22 +424,36 @@ impl EdgePartition {
         self.window_bytes = 0;
         self.spilling = None;
         self.loading = None;
+        self.overtaken = None;
+        self.started = None;
     }
 
-    /// Takes what was fetched, up to the first batch that does not join; returns why that one does not.
-    pub(super) fn add(&mut self, batches: Vec<Batch>, now: Time) -> Option<Failure> {
+    /// Takes what was fetched, up to the first entry that does not join; returns why that one does not.
+    pub(super) fn add(&mut self, entries: Vec<Entry>, now: Time) -> Option<Failure> {
+        // A gap that the journal has, or is given, stays as it is.
+        let written = self.durable_end().max(self.spilling);
         let progress = self.progress.as_mut()?;
-        for batch in batches {
-            let (base, next) = (batch.base_offset(), progress.fetched);
-            if batch.next_offset() <= next {
+        for entry in entries {
+            let (base, next) = (entry.offset(), progress.fetched);
+            if entry.next_offset() <= next {
                 continue;
             }
-            if base != next {
-                return Some(misfit(self.partition, next, &batch));
+            let entry = match entry {
+                Entry::Gap { .. } if base < next => Entry::Gap { offset: next, count: entry.next_offset() - next },
+                Entry::Gap { .. } | Entry::Batch(_) if base != next => {
+                    return Some(misfit(self.partition, next, &entry));
+                }
+                Entry::Gap { .. } | Entry::Batch(_) => entry,
+            };
+            progress.fetched = entry.next_offset();
+            if let Entry::Batch(batch) = &entry {
+                self.last_timestamp = Some(batch.max_timestamp());
             }
-            progress.fetched = batch.next_offset();
-            self.last_timestamp = Some(batch.max_timestamp());
-            let held = Held { crc: batch.canonical_crc(), batch, since: now };
+            let last = self.window.back_mut().filter(|last| written.is_none_or(|written| written <= last.first()));
+            if last.is_some_and(|last| last.extend(&entry)) {
+                continue;
+            }
+            let held = Held::new(entry, now);
             self.window_bytes += held.bytes();
             self.window.push_back(held);
         }
@@ -441,7 +464,7 @@ impl EdgePartition {
         let Some(progress) = self.progress else { return Next::Nothing };
         if !self.drain.is_empty() {
             Next::Drain
-        } else if self.window.front().is_some_and(|held| held.batch.base_offset() == progress.sent) {
+        } else if self.window.front().is_some_and(|held| held.first() == progress.sent) {
             Next::Window
         } else if progress.sent < progress.fetched {
             Next::Load
@@ -455,12 +478,12 @@ impl EdgePartition {
         matches!(self.next(), Next::Drain | Next::Window)
     }
 
-    /// The next frame's content: a frame of the journal, or at least one batch and as many as fit into `target` bytes.
+    /// The next frame's content: a frame of the journal, or at least one entry and as many as fit into `target` bytes.
     /// Counts it as sent.
     pub(super) fn take_next(&mut self, target: usize) -> Option<OutgoingBody> {
         match self.next() {
             Next::Drain => self.drain.pop_front().map(|packed| self.send_packed(packed)),
-            Next::Window => Some(OutgoingBody::Entries(self.send_batches(target))),
+            Next::Window => Some(OutgoingBody::Entries(self.send_entries(target))),
             Next::Load | Next::Nothing => None,
         }
     }
@@ -480,27 +503,21 @@ impl EdgePartition {
             progress.sent = packed.next_offset;
         }
         // The frame may reach into the window, where it was spilled and not yet let go of.
-        while let Some(held) = self.window.pop_front_if(|held| held.batch.next_offset() <= packed.next_offset) {
+        while let Some(held) = self.window.pop_front_if(|held| held.next() <= packed.next_offset) {
             self.window_bytes -= held.bytes();
         }
         OutgoingBody::Packed(packed)
     }
 
-    fn send_batches(&mut self, target: usize) -> Vec<Entry> {
+    fn send_entries(&mut self, target: usize) -> Vec<Entry> {
         let mut entries = Vec::new();
         let mut bytes = 0;
         while let Some(held) = self.window.pop_front_if(|held| {
             entries.is_empty() || (bytes + held.bytes() <= target && entries.len() < MAX_FRAME_ENTRIES)
         }) {
             bytes += held.bytes();
-            entries.push(Entry::Batch(held.batch.clone()));
-            self.flight.push_back(Sent {
-                offset: held.batch.base_offset(),
-                next_offset: held.batch.next_offset(),
-                credit: held.bytes(),
-                epoch: held.batch.leader_epoch(),
-                what: SentWhat::Batch(held),
-            });
+            entries.push(held.entry().clone());
+            self.flight.push_back(held.into());
         }
         self.in_flight_bytes += bytes;
         if let (Some(progress), Some(last)) = (&mut self.progress, entries.last()) {
@@ -509,11 +526,11 @@ impl EdgePartition {
         entries
     }
 
-    /// Offsets of what is sent next and cannot be made smaller: a batch of the window, or a frame of the journal.
+    /// Offsets of what is sent next and cannot be made smaller: an entry of the window, or a frame of the journal.
     pub(super) fn next_offsets(&self) -> Option<(Offset, Offset)> {
         match self.next() {
             Next::Drain => self.drain.front().map(|packed| (packed.first_offset, packed.next_offset)),
-            Next::Window => self.window.front().map(|held| (held.batch.base_offset(), held.batch.next_offset())),
+            Next::Window => self.window.front().map(|held| (held.first(), held.next())),
             Next::Load | Next::Nothing => None,
         }
     }
@@ -542,7 +559,7 @@ impl EdgePartition {
             self.in_flight_bytes -= sent.credit;
             self.shipped_epoch = sent.epoch;
             match sent.what {
-                SentWhat::Batch(held) => {
+                SentWhat::Held(held) => {
                     self.window_bytes -= held.bytes();
                     self.remember(held.tail());
                 }
@@ -553,41 +570,38 @@ impl EdgePartition {
         Some(before - self.in_flight_bytes)
     }
 
-    fn remember(&mut self, batch: TailBatch) {
-        self.shipped.push_back(batch);
-        if self.shipped.len() > MAX_TAIL {
-            self.shipped.pop_front();
+    fn remember(&mut self, entry: TailBatch) {
+        let end = self.shipped_end().unwrap_or(0);
+        // A frame of the journal may reach below where it was taken up.
+        if entry.last_offset < end {
+            return;
         }
+        let entry = if entry.gap && entry.base_offset < end { TailBatch::gap(end, entry.last_offset + 1) } else { entry };
+        entry.append(&mut self.shipped);
     }
 
     fn drop_below(&mut self, offset: Offset) {
-        while let Some(held) = self.window.pop_front_if(|held| held.batch.next_offset() <= offset) {
+        while let Some(held) = self.window.pop_front_if(|held| held.next() <= offset) {
             self.window_bytes -= held.bytes();
-            self.shipped_epoch = held.batch.leader_epoch();
+            self.shipped_epoch = held.epoch();
             self.remember(held.tail());
+        }
+        if let Some(part) = self.window.front_mut().and_then(|held| held.clip(offset)) {
+            self.shipped_epoch = -1;
+            self.remember(part);
         }
     }
 }
 
-fn misfit(partition: Partition, next: Offset, batch: &Batch) -> Failure {
-    let base = batch.base_offset();
+fn misfit(partition: Partition, next: Offset, entry: &Entry) -> Failure {
+    let base = entry.offset();
     if base > next {
-        let detail = "the source has no records here: compacted and transactional logs are not mirrored yet";
-        return Failure::at(FailureCode::UnsupportedGap, partition, next, detail).until(base);
+        let detail = "offsets of the source were left out: a fault of the agent";
+        return Failure::at(FailureCode::IllegalState, partition, next, detail).until(base);
     }
     let detail = format!(
         "the mirror ends inside the source's batch of offsets {base} to {}: the two logs were not written alike",
-        batch.last_offset()
+        entry.next_offset() - 1
     );
     Failure::at(FailureCode::Diverged, partition, next, detail)
-}
-
-/// The failure of two batches that should be one.
-pub fn differs(partition: Partition, ours: &TailBatch, theirs: &TailBatch) -> Failure {
-    let detail = format!(
-        "the source's batch of offsets {} to {} has canonical CRC {:#010x}, the mirror's of offsets {} to {} has {:#010x}",
-        ours.base_offset, ours.last_offset, ours.crc, theirs.base_offset, theirs.last_offset, theirs.crc
-    );
-    let at = ours.base_offset.max(theirs.base_offset);
-    Failure::at(FailureCode::Diverged, partition, at, detail).until(theirs.last_offset + 1)
 }

@@ -2,15 +2,15 @@
 
 use super::mirrors::{replaced, topic_of};
 use super::{Breach, EdgeLink, Key, Phase, Session};
-use crate::batch::Batch;
 use crate::edge::check::too_large;
 use crate::edge::partition::{EdgePartition, Fetching, Placement, Recall};
 use crate::edge::pool::Pool;
 use crate::edge::{EdgeEvent, EdgeOutput, Outgoing, Verdict};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureCode};
+use crate::frame::Entry;
 use crate::id::{MirrorId, Offset, Partition, Time, TopicName};
 use crate::limits::{MAX_ENTRIES, MAX_TAIL};
-use crate::wire::{EdgeBody, PartitionOffset, Placed, Position, Positions, TailBatch};
+use crate::wire::{EdgeBody, PartitionOffset, Placed, Position, Positions, SourceStart, TailBatch};
 
 /// How often the source's high watermarks are told to the gateway.
 pub(super) const POSITIONS_EVERY: Time = Time::from_secs(1);
@@ -90,6 +90,7 @@ impl EdgeLink {
     fn take_position(&mut self, topic: &TopicName, position: &Position) {
         let &Position { partition: number, run, next_offset, ref tail, rewind, .. } = position;
         let Some(mirror) = self.mirrors.get_mut(topic) else { return };
+        let compacted = mirror.is_compacted();
         let Some(partition) = mirror.partition(number) else { return };
         // A cloud that lost its tail between two sessions cannot know what it had confirmed: we do.
         let confirmed = partition.progress().map_or(0, |progress| progress.confirmed);
@@ -122,7 +123,9 @@ impl EdgeLink {
             partition.placement = Placement::Comparing { run, next_offset, ticket };
             // What memory knows was true when it was fetched. Only a fetch that goes on behind it would notice that the
             // source lost its tail and wrote another; before a new one the source itself is asked.
-            (partition.recall(tail, next_offset), next_offset == 0 || partition.goes_on_at(next_offset))
+            let memory_will_do =
+                next_offset == 0 || partition.goes_on_at(next_offset) || partition.starts_at(next_offset);
+            (partition.recall(tail, next_offset, compacted), memory_will_do)
         });
         let Some((recall, memory_will_do)) = found else { return };
         if lost {
@@ -134,7 +137,8 @@ impl EdgeLink {
             Recall::Differs(failure) => self.fail(topic, failure, false),
             Recall::Agrees | Recall::Unknown => {
                 let (topic, partition, tail) = (topic.clone(), number, tail.clone());
-                self.outputs.push_back(EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset });
+                let output = EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset, compacted };
+                self.outputs.push_back(output);
             }
         }
     }
@@ -208,20 +212,16 @@ impl EdgeLink {
         &mut self,
         key: &Key,
         fetch: u64,
-        batches: Vec<Batch>,
+        entries: Vec<Entry>,
         (log_start, high_watermark): (Offset, Offset),
         now: Time,
     ) {
-        let some = !batches.is_empty();
+        let some = !entries.is_empty();
         let added = self.with(key, |partition| {
-            let current = match partition.fetching {
-                Fetching::Running { fetch } | Fetching::Paused { fetch } => Some(fetch),
-                Fetching::Off => None,
-            };
-            (current == Some(fetch)).then(|| {
+            partition.fetching.is(fetch).then(|| {
                 partition.high_watermark = Some(high_watermark);
                 partition.log_start = Some(log_start);
-                partition.add(batches, now)
+                partition.add(entries, now)
             })
         });
         let Some(Some(failure)) = added else { return };
@@ -237,16 +237,47 @@ impl EdgeLink {
 
     pub(super) fn fetch_failed(&mut self, topic: &TopicName, fetch: u64, failure: Failure) {
         let Some(mirror) = self.mirrors.get(topic) else { return };
-        let is_current = |partition: &EdgePartition| match partition.fetching {
-            Fetching::Running { fetch: current } | Fetching::Paused { fetch: current } => current == fetch,
-            Fetching::Off => false,
-        };
-        let Some(partition) = mirror.partitions.iter().find(|partition| is_current(partition)) else { return };
+        let Some(partition) = mirror.partitions.iter().find(|partition| partition.fetching.is(fetch)) else { return };
         let key = (topic.clone(), partition.partition());
         if matches!(partition.placement, Placement::Placed { .. }) {
             return self.end(topic, failure);
         }
-        // From where an old checkpoint left off, perhaps: the gateway will say where to go on.
+        self.stuck(key, failure);
+    }
+
+    /// The source's log begins above what was fetched of a partition.
+    pub(super) fn overtaken(&mut self, key: &Key, fetch: u64, log_start: Offset) {
+        let Some(partition) = self.mirrors.get_mut(&key.0).and_then(|mirror| mirror.partition(key.1)) else { return };
+        let Some(progress) = partition.progress().filter(|_| partition.fetching.is(fetch)) else { return };
+        if log_start <= progress.fetched {
+            return self.fetch(key);
+        }
+        partition.log_start = Some(log_start);
+        if !matches!(partition.placement, Placement::Placed { .. }) {
+            let detail = format!("the source's log starts at offset {log_start}: what lies before it is lost there");
+            let failure = Failure::at(FailureCode::SourceDataLost, key.1, progress.fetched, detail).until(log_start);
+            return self.stuck(key.clone(), failure);
+        }
+        partition.fetching = Fetching::Off;
+        partition.overtaken = Some(log_start);
+        self.throttled.remove(key);
+        self.tell_start(key);
+    }
+
+    /// Tells the gateway that the source's log begins above the mirror, once that ends where reading did.
+    fn tell_start(&mut self, key: &Key) {
+        let Some(mirror) = self.mirrors.get_mut(&key.0).filter(|mirror| mirror.ending.is_none()) else { return };
+        let Some(MirrorId(id)) = mirror.id else { return };
+        let Some(partition) = mirror.partition(key.1) else { return };
+        let Placement::Placed { run } = partition.placement else { return };
+        if let Some(offset) = partition.take_start() {
+            self.send(EdgeBody::SourceStart(SourceStart { mirror: id, partition: key.1, run, offset }));
+        }
+    }
+
+    /// A partition cannot be read in the dark: from where an old checkpoint left off, perhaps. The gateway will say where
+    /// to go on.
+    fn stuck(&mut self, key: Key, failure: Failure) {
         let stuck_before = self.with(&key, |partition| {
             partition.fetching = Fetching::Off;
             partition.stuck.replace(STUCK_LOOKS).is_some()
@@ -325,6 +356,7 @@ impl EdgeLink {
                 ));
             };
             freed_in_all += freed;
+            self.tell_start(&key);
             self.end_if_shipped(&key.0);
         }
         self.confirmed_bytes += freed_in_all as u64;

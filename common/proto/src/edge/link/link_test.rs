@@ -77,9 +77,16 @@ fn confirm(run: u32, offset: Offset) -> EdgeInput {
 }
 
 fn fetched(fetch: u64, bases: impl IntoIterator<Item = Offset>) -> EdgeInput {
-    let batches: Vec<_> = bases.into_iter().map(batch).collect();
-    let high_watermark = batches.last().map_or(0, Batch::next_offset);
-    EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark, log_start: 0 }
+    entries(fetch, bases.into_iter().map(|base| Entry::Batch(batch(base))).collect())
+}
+
+fn gap(offset: Offset, next: Offset) -> Entry {
+    Entry::Gap { offset, count: next - offset }
+}
+
+fn entries(fetch: u64, entries: Vec<Entry>) -> EdgeInput {
+    let high_watermark = entries.last().map_or(0, Entry::next_offset);
+    EdgeInput::Fetched { topic: topic(), partition: 0, fetch, entries, high_watermark, log_start: 0 }
 }
 
 fn feed(link: &mut EdgeLink, input: EdgeInput) -> Vec<EdgeOutput> {
@@ -311,7 +318,7 @@ fn batches_that_do_not_join_fail_the_mirror() {
     let outputs = feed(&mut link, fetched(fetch, [0, 6]));
     assert!(ends(&outputs), "what came before it goes to the cloud first: {outputs:?}");
     assert_eq!(frames(&mut link), [(1, 0, 2)]);
-    assert_eq!(failure(&feed(&mut link, confirm(1, 2))), Some(FailureCode::UnsupportedGap));
+    assert_eq!(failure(&feed(&mut link, confirm(1, 2))), Some(FailureCode::IllegalState));
     let mut link = open();
     let outputs = feed(&mut link, position(1, 1, Vec::new()));
     let [EdgeOutput::CompareTail { ticket, .. }] = outputs[..] else { panic!("{outputs:?}") };
@@ -373,7 +380,7 @@ fn a_partition_that_stalls_leaves_credit_to_the_others() {
         topic: topic(),
         partition: 1,
         fetch: other,
-        batches: vec![batch(0)],
+        entries: vec![Entry::Batch(batch(0))],
         high_watermark: 2,
         log_start: 0,
     };
@@ -387,9 +394,8 @@ fn credit_of_a_mirror_that_failed_here_returns_with_the_gateways_answer() {
     feed(&mut link, fetched(fetch, [0, 2]));
     frames(&mut link);
     let in_flight = link.status().in_flight_bytes;
-    let batches = vec![BatchBuilder::new(4).payload(1_940).build()];
-    let input = EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark: 5, log_start: 0 };
-    feed(&mut link, input);
+    let large = BatchBuilder::new(4).payload(1_940).build();
+    feed(&mut link, entries(fetch, vec![Entry::Batch(large)]));
     assert_eq!(frames(&mut link), []);
     let outputs: Vec<_> = std::iter::from_fn(|| link.poll_output()).collect();
     assert_eq!(failure(&outputs), Some(FailureCode::BatchTooLarge));
@@ -473,9 +479,8 @@ fn breaches_close_the_session() {
 #[test]
 fn a_batch_above_the_gateways_largest_frame_fails_its_mirror() {
     let (mut link, fetch) = live();
-    let batches = vec![BatchBuilder::new(0).payload(1_940).build()];
-    let input = EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark: 1, log_start: 0 };
-    feed(&mut link, input);
+    let large = BatchBuilder::new(0).payload(1_940).build();
+    feed(&mut link, entries(fetch, vec![Entry::Batch(large)]));
     assert_eq!(frames(&mut link), []);
     let outputs: Vec<_> = std::iter::from_fn(|| link.poll_output()).collect();
     assert_eq!(failure(&outputs), Some(FailureCode::BatchTooLarge));

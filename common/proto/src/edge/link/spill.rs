@@ -299,11 +299,8 @@ impl EdgeLink {
         let frame = |frame: &SpillFrame| {
             let first = frame.entries.first().map_or(0, Entry::offset);
             let next = frame.entries.last().map_or(0, Entry::next_offset);
-            let epoch = frame.entries.iter().rev().find_map(|entry| match entry {
-                Entry::Batch(batch) => Some(batch.leader_epoch()),
-                Entry::Gap { .. } => None,
-            });
-            ((frame.topic.clone(), frame.partition), first, next, epoch.unwrap_or(-1))
+            let epoch = frame.entries.last().map_or(-1, Entry::leader_epoch);
+            ((frame.topic.clone(), frame.partition), first, next, epoch)
         };
         let writing = Writing { ticket, frames: frames.iter().map(frame).collect() };
         self.journal.phase = JournalPhase::Writing(writing);

@@ -130,9 +130,12 @@ impl Site {
     }
 
     fn fetched(&mut self, fetch: u64, bases: &[Offset]) -> Vec<EdgeOutput> {
-        let batches: Vec<_> = bases.iter().map(|&base| batch(base)).collect();
-        let high_watermark = batches.last().map_or(0, Batch::next_offset);
-        self.feed(EdgeInput::Fetched { topic: topic(), partition: 0, fetch, batches, high_watermark, log_start: 0 })
+        self.entries(fetch, bases.iter().map(|&base| Entry::Batch(batch(base))).collect())
+    }
+
+    fn entries(&mut self, fetch: u64, entries: Vec<Entry>) -> Vec<EdgeOutput> {
+        let high_watermark = entries.last().map_or(0, Entry::next_offset);
+        self.feed(EdgeInput::Fetched { topic: topic(), partition: 0, fetch, entries, high_watermark, log_start: 0 })
     }
 
     /// Lets time pass, and the journal take what it is given.

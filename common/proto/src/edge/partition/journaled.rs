@@ -19,7 +19,7 @@ impl EdgePartition {
         let spilling = self.spilling;
         self.forget_memory();
         self.spilling = spilling;
-        (self.shipped, self.shipped_epoch) = (shipped.0.into(), shipped.1);
+        (self.shipped, self.shipped_epoch) = shipped;
         // The journal lets go of confirmed offsets only: a checkpoint below its start is an old one.
         self.known |= confirmed.is_some() || journal.is_some();
         let confirmed = match (confirmed, journal) {
@@ -98,30 +98,30 @@ impl EdgePartition {
         Some(self.journal.map_or(confirmed, |(_, next)| next.max(confirmed)))
     }
 
-    /// Since when the oldest batch that is neither confirmed nor in the journal was fetched.
+    /// Since when the oldest entry that is neither confirmed nor in the journal was fetched.
     pub(in crate::edge) fn unsafe_since(&self) -> Option<Time> {
         let end = self.durable_end()?;
         if self.spilling.is_some() {
             return None;
         }
-        self.held().find(|held| held.batch.base_offset() >= end).map(|held| held.since)
+        self.held().find(|held| held.next() > end).map(|held| held.since)
     }
 
-    /// Batches for the journal, in frames of about `target` bytes: those fetched at `until` or before, as far as `room`
+    /// Entries for the journal, in frames of about `target` bytes: those fetched at `until` or before, as far as `room`
     /// bytes go. Nothing more is given until [`EdgePartition::spilled`].
     pub(in crate::edge) fn spill(&mut self, until: Time, target: usize, room: usize) -> Vec<Vec<Entry>> {
         let Some(end) = self.durable_end().filter(|_| self.spilling.is_none()) else { return Vec::new() };
         let mut frames: Vec<Vec<Entry>> = Vec::new();
         let (mut frame_bytes, mut bytes) = (0, 0);
         let mut next = None;
-        let due = |held: &&Held| held.batch.base_offset() >= end && held.since <= until;
+        let due = |held: &&Held| held.next() > end && held.since <= until;
         for held in self.held().filter(due) {
             if bytes >= room {
                 break;
             }
             let fits = frame_bytes + held.bytes() <= target
                 && frames.last().is_some_and(|frame| frame.len() < MAX_FRAME_ENTRIES);
-            let entry = Entry::Batch(held.batch.clone());
+            let entry = held.entry_from(end);
             if let Some(frame) = frames.last_mut().filter(|_| fits) {
                 frame.push(entry);
             } else {
@@ -130,7 +130,7 @@ impl EdgePartition {
             }
             frame_bytes += held.bytes();
             bytes += held.bytes();
-            next = Some(held.batch.next_offset());
+            next = Some(held.next());
         }
         self.spilling = next;
         frames
@@ -151,21 +151,21 @@ impl EdgePartition {
         self.journal = Some((first, next));
         self.journal_epoch = epoch;
         for sent in &mut self.flight {
-            if let SentWhat::Batch(held) = &sent.what
+            if let SentWhat::Held(held) = &sent.what
                 && sent.next_offset <= next
             {
                 self.window_bytes -= held.bytes();
                 sent.what = SentWhat::Journaled(vec![held.tail()]);
             }
         }
-        while let Some(held) = self.window.pop_front_if(|held| held.batch.next_offset() <= next) {
+        while let Some(held) = self.window.pop_front_if(|held| held.next() <= next) {
             self.window_bytes -= held.bytes();
         }
         self.drop_journal_below(confirmed);
     }
 }
 
-/// A frame in pieces of at most `max_bytes`, or of one batch. One that cannot be read stays whole.
+/// A frame in pieces of at most `max_bytes`, or of one entry. One that cannot be read stays whole.
 fn fitting(packed: Packed, max_bytes: usize) -> Vec<Packed> {
     if packed.raw_bytes <= max_bytes {
         return vec![packed];
