@@ -1,8 +1,8 @@
 //! What the journal says about a mirror's end. After a restart the checkpoint is up to half a minute old, and the frames that
 //! the cloud took since are the best evidence there is.
 
-use tombolo_proto::edge::{Verdict, differs};
-use tombolo_proto::frame::{Entry, FrameLimits};
+use tombolo_proto::edge::{Verdict, contradicts, differs, proves};
+use tombolo_proto::frame::FrameLimits;
 use tombolo_proto::id::{Offset, Partition, TopicName};
 use tombolo_proto::limits::MAX_FRAME_BYTES;
 use tombolo_proto::wire::TailBatch;
@@ -14,13 +14,15 @@ const READ_BYTES: usize = 1 << 20;
 const LIMITS: FrameLimits = FrameLimits { max_bytes: MAX_FRAME_BYTES };
 
 /// Compares a mirror's tail with the journal. `None` where the journal does not go on from there, or does not hold the
-/// tail's last batch: then the source is to be asked. Fails where the journal cannot be read.
+/// tail's last records: then the source is to be asked. Fails where the journal cannot be read. `compacted`: the frames may
+/// have been read after the source had lost records that the mirror has.
 pub(crate) fn compare(
     journal: &mut impl Journal,
     topic: &TopicName,
     partition: Partition,
     tail: &[TailBatch],
     next_offset: Offset,
+    compacted: bool,
 ) -> Result<Option<Verdict>, JournalError> {
     let Some(last) = tail.last() else { return Ok(None) };
     let goes_on = journal.ranges().iter().any(|range| {
@@ -29,28 +31,26 @@ pub(crate) fn compare(
     if !goes_on {
         return Ok(None);
     }
-    let frames = journal.read(topic, partition, last.base_offset, READ_BYTES)?;
+    // A long gap is no evidence: its records before it are.
+    let from = tail.iter().rev().find(|theirs| !theirs.gap).unwrap_or(last);
+    let frames = journal.read(topic, partition, from.base_offset, READ_BYTES)?;
     let ours: Vec<TailBatch> = frames
         .iter()
         .map_while(|packed| packed.unpack(LIMITS).ok())
         .flatten()
-        .filter_map(|entry| if let Entry::Batch(batch) = entry { Some(TailBatch::of(&batch)) } else { None })
+        .map(|entry| TailBatch::of_entry(&entry))
         .collect();
     for theirs in tail {
-        let overlaps =
-            |ours: &&TailBatch| ours.base_offset <= theirs.last_offset && theirs.base_offset <= ours.last_offset;
-        if let Some(ours) = ours.iter().find(overlaps)
-            && ours != theirs
-        {
+        if let Some(ours) = ours.iter().find(|ours| contradicts(ours, theirs, compacted)) {
             return Ok(Some(Verdict::Failed(differs(partition, ours, theirs))));
         }
     }
-    Ok(ours.contains(last).then_some(Verdict::Agrees))
+    Ok(proves(&ours, tail).then_some(Verdict::Agrees))
 }
 
 #[cfg(test)]
 mod tests {
-    use tombolo_proto::frame::Packed;
+    use tombolo_proto::frame::{Entry, Packed};
     use tombolo_proto::testing::BatchBuilder;
 
     use super::*;
@@ -68,7 +68,7 @@ mod tests {
             let packed = Packed::new(&[Entry::Batch(batch(base, 300)), Entry::Batch(batch(base + 2, 300))]);
             journal.append(&[JournalFrame { topic: topic.clone(), topic_id: None, partition: 0, packed }]).unwrap();
         }
-        let mut ask = |tail: &[TailBatch], next| compare(&mut journal, &topic, 0, tail, next).unwrap();
+        let mut ask = |tail: &[TailBatch], next| compare(&mut journal, &topic, 0, tail, next, false).unwrap();
         let ours = |base| TailBatch::of(&batch(base, 300));
         assert_eq!(ask(&[ours(12)], 14), Some(Verdict::Agrees));
         assert_eq!(ask(&[ours(16)], 18), Some(Verdict::Agrees));

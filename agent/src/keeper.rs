@@ -372,9 +372,13 @@ impl Keeper {
     }
 
     fn compare(&mut self, output: EdgeOutput) {
-        let EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset } = &output else { return };
-        let compared =
-            self.journal.as_mut().map(|journal| evidence::compare(journal, topic, *partition, tail, *next_offset));
+        let EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset, compacted } = &output else {
+            return;
+        };
+        let compared = self
+            .journal
+            .as_mut()
+            .map(|journal| evidence::compare(journal, topic, *partition, tail, *next_offset, *compacted));
         let verdict = match compared {
             Some(Ok(verdict)) => verdict,
             Some(Err(error)) => {

@@ -30,6 +30,7 @@ use tombolo_service::tasks::Tasks;
 use crate::settings::Settings;
 use discovery::{Discovery, Found, Watched};
 use fetcher::{Assignment, Cursor, Fetcher, Inbox};
+use tail::Missing;
 
 /// How long a broker holds back the answer to a fetch when there is nothing new.
 const MAX_WAIT: Duration = Duration::from_millis(500);
@@ -153,6 +154,8 @@ pub(crate) enum Why {
     Denied(ErrorCode),
     /// Its failure was told.
     Failed,
+    /// It was told that the log begins above the offset.
+    Overtaken,
 }
 
 /// A job of this task came to its end.
@@ -235,7 +238,8 @@ impl Source {
                 watched.looks += 1;
             }),
             EdgeOutput::Forget { topic } => self.forget(&topic),
-            EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset } => {
+            // The source's own records tell where it lacks some.
+            EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset, compacted: _ } => {
                 self.compare(tail::Question { topic, partition, ticket, tail, next_offset });
             }
             EdgeOutput::Watch { filters } => self.watched.send_modify(|watched| {
@@ -413,8 +417,14 @@ impl Source {
                 self.jobs.push(Box::pin(async move {
                     match tail::find_offset(&cluster, &key.0, key.1, offset).await {
                         Ok(()) => Done::InRange { key, fetch },
-                        Err(failure) => {
-                            let input = EdgeInput::FetchFailed { topic: key.0, fetch, failure };
+                        Err(missing) => {
+                            let (topic, partition) = key;
+                            let input = match missing {
+                                Missing::Deleted { log_start } => {
+                                    EdgeInput::Overtaken { topic, partition, fetch, log_start }
+                                }
+                                Missing::Truncated(failure) => EdgeInput::FetchFailed { topic, fetch, failure },
+                            };
                             // Nobody listens when the process ends.
                             drop(events.send(SourceEvent::Inputs(vec![input])).await);
                             Done::OutOfRange
@@ -431,7 +441,7 @@ impl Source {
                     is_new
                 });
             }
-            Why::Failed => {
+            Why::Failed | Why::Overtaken => {
                 self.partitions.remove(&key);
             }
         }

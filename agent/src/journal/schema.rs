@@ -81,11 +81,14 @@ pub(super) struct FrameRow {
     compressed: bool,
     #[prost(sint32, tag = "7")]
     last_epoch: i32,
-    /// Offsets in each batch of the tail, which are joined up to `next_offset`.
+    /// Offsets in each batch or gap of the tail, which are joined up to `next_offset`.
     #[prost(uint64, repeated, tag = "8")]
     tail_counts: Vec<u64>,
     #[prost(fixed32, repeated, tag = "9")]
     tail_crcs: Vec<u32>,
+    /// Which of them are gaps; empty where none is.
+    #[prost(bool, repeated, tag = "10")]
+    tail_gaps: Vec<bool>,
     /// CRC-32C of key, row (with 0 here) and body.
     #[prost(fixed32, tag = "15")]
     crc: u32,
@@ -124,6 +127,11 @@ impl FrameRow {
                 .map(|batch| (batch.last_offset - batch.base_offset + 1).cast_unsigned())
                 .collect(),
             tail_crcs: packed.tail.iter().map(|batch| batch.crc).collect(),
+            tail_gaps: if packed.tail.iter().any(|one| one.gap) {
+                packed.tail.iter().map(|one| one.gap).collect()
+            } else {
+                Vec::new()
+            },
             crc: 0,
         };
         let crc = crc32c::crc32c_append(key.crc(packed.first_offset), &row.encode_to_vec());
@@ -153,11 +161,13 @@ impl FrameRow {
 
     fn tail(&self) -> Vec<TailBatch> {
         let mut next = self.next_offset;
+        let mut gaps = self.tail_gaps.iter().rev();
         let mut tail: Vec<TailBatch> = (self.tail_counts.iter().zip(&self.tail_crcs).rev())
             .map(|(count, crc)| {
                 let last_offset = next - 1;
                 next -= count.cast_signed();
-                TailBatch { base_offset: next, last_offset, crc: *crc }
+                let gap = gaps.next().copied().unwrap_or_default();
+                TailBatch { base_offset: next, last_offset, crc: *crc, gap }
             })
             .collect();
         tail.reverse();
@@ -181,8 +191,12 @@ mod tests {
     fn rows_are_read_as_written() {
         let mut packed = frame("t", 3, 100, 30).packed;
         packed.tail = [(100, 109), (110, 110), (111, 129)]
-            .map(|(base_offset, last_offset)| TailBatch { base_offset, last_offset, crc: 0xdead_beef })
+            .map(|(base_offset, last_offset)| TailBatch { base_offset, last_offset, crc: 0xdead_beef, gap: false })
             .to_vec();
+        let without_gaps = FrameRow::new(KEY, 5, &packed);
+        assert!(without_gaps.tail_gaps.is_empty(), "as it was before there were gaps");
+        assert_eq!(without_gaps.tail(), packed.tail);
+        packed.tail[1] = TailBatch::gap(110, 111);
         let row = FrameRow::new(KEY, 5, &packed);
         let read = FrameRow::decode(row.encode_to_vec().as_slice()).expect("valid");
         let body = packed.body.concat();

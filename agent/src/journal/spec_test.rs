@@ -38,7 +38,7 @@ pub(super) fn sized(name: &str, partition: Partition, first: Offset, count: i64,
     let head = format!("{name}/{partition}/{first}+{count}#{bytes}");
     let fill: Vec<u8> = head.bytes().cycle().take(bytes).collect();
     let next_offset = first + count;
-    let tail = TailBatch { base_offset: first, last_offset: next_offset - 1, crc: crc32c::crc32c(&fill) };
+    let tail = TailBatch { base_offset: first, last_offset: next_offset - 1, crc: crc32c::crc32c(&fill), gap: false };
     let packed = Packed {
         first_offset: first,
         next_offset,

@@ -88,7 +88,6 @@ struct Memory {
 /// One look's result for one topic.
 enum Outcome {
     Found(SourceTopic),
-    Refused(Failure),
     Problem(String),
     /// Not sure yet: nothing is told.
     Doubtful,
@@ -247,7 +246,7 @@ impl Discovery {
         for chunk in there.chunks(CONFIG_TOPICS) {
             let configs = configs(&connection, memory, chunk).await?;
             for ((name, topic), configs) in chunk.iter().zip(configs) {
-                outcomes.push((name.clone(), judge(topic, &configs)));
+                outcomes.push((name.clone(), Outcome::Found(describe(topic, &configs))));
             }
         }
         Ok(outcomes)
@@ -312,7 +311,6 @@ fn denied_by_site(topic: TopicName) -> EdgeInput {
 
 fn input(topic: TopicName, outcome: Outcome, problem: Option<String>) -> Option<EdgeInput> {
     match (outcome, problem) {
-        (Outcome::Refused(failure), _) => Some(EdgeInput::SourceFailed { topic, failure }),
         (Outcome::Found(_), Some(problem)) | (Outcome::Problem(problem), _) => {
             Some(EdgeInput::Source { topic, source: Err(problem) })
         }
@@ -345,29 +343,20 @@ fn shape(topic: Option<Topic>) -> Result<Topic, String> {
     }
 }
 
-/// Whether a topic of these configs can be mirrored, and what of them the gateway needs.
-fn judge(topic: &Topic, configs: &[ConfigEntry]) -> Outcome {
+/// What the gateway needs of a topic of these configs.
+fn describe(topic: &Topic, configs: &[ConfigEntry]) -> SourceTopic {
     let value =
         |name: &str| configs.iter().find(|config| config.name == name).and_then(|config| config.value.as_deref());
-    if let Some(policy) = value("cleanup.policy").filter(|policy| policy.split(',').any(|one| one.trim() == "compact"))
-    {
-        let detail = format!("the source topic has cleanup.policy={policy}: compacted logs are not mirrored yet");
-        return Outcome::Refused(Failure::of_topic(FailureCode::UnsupportedCleanupPolicy, detail));
-    }
-    if value("message.timestamp.type") == Some("LogAppendTime") {
-        let detail = "the source topic has message.timestamp.type=LogAppendTime, which is not mirrored yet";
-        return Outcome::Refused(Failure::of_topic(FailureCode::UnsupportedLogAppendTime, detail));
-    }
     let told = configs
         .iter()
         .filter(|config| is_told(config))
         .filter_map(|config| Some(TopicConfig { name: config.name.clone(), value: config.value.clone()? }));
-    Outcome::Found(SourceTopic {
+    SourceTopic {
         partitions: Partition::try_from(topic.partitions.len()).unwrap_or(MAX_PARTITIONS),
         topic_id: topic.topic_id,
         configs: told.take(MAX_CONFIGS).collect(),
         retention: Retention { ms: limit(value("retention.ms")), bytes: limit(value("retention.bytes")) },
-    })
+    }
 }
 
 /// A retention's value; -1 is without limit.
@@ -375,11 +364,15 @@ fn limit(value: Option<&str>) -> Option<i64> {
     value.and_then(|value| value.parse().ok()).filter(|&value| value >= 0)
 }
 
-/// What was set on the topic; and the largest batch also where the brokers' settings raise it, for the mirror must take
-/// it too.
+/// What was set on the topic; and where the brokers' settings say so too, the largest batch, which the mirror must take,
+/// and that records are compacted.
 fn is_told(config: &ConfigEntry) -> bool {
-    !config.sensitive
-        && (!config.is_default() || (config.name == "max.message.bytes" && config.source != ConfigSource::Default))
+    let by_broker = match config.name.as_str() {
+        "max.message.bytes" => config.source != ConfigSource::Default,
+        "cleanup.policy" => config.value.as_deref().is_some_and(|policy| policy.contains("compact")),
+        _ => false,
+    };
+    !config.sensitive && (!config.is_default() || by_broker)
 }
 
 #[cfg(test)]

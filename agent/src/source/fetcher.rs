@@ -18,7 +18,7 @@ use tombolo_proto::edge::EdgeInput;
 use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::id::{Offset, TopicName};
 
-use super::records::{Taken, take, unshared};
+use super::records::{Answer, Read, Stop, Taken, take, unshared};
 use super::{Key, Note, SourceEvent, Why};
 
 const RECONNECT_MIN: Duration = Duration::from_millis(200);
@@ -238,38 +238,35 @@ impl Fetcher {
             }
             let assignment = assignment.clone();
             let offset = assignment.cursor.place().offset;
-            let mut high_watermark = partition.high_watermark;
-            let log_start = partition.log_start_offset;
-            let records = unshared(partition.records, others);
-            let mut taken = take(key.1, offset, records, self.max_batch);
+            let (mut high_watermark, mut log_start) = (partition.high_watermark, partition.log_start_offset);
+            let mut taken = take(self.answer(partition, &assignment, others));
             if taken.starved {
                 let whole = self.ask_for_one(session, &key, &assignment, offset).await?;
                 if let Some(code) = whole.error {
                     returns.push((key, assignment.fetch, Why::Trouble(code)));
                     continue;
                 }
-                high_watermark = whole.high_watermark;
-                taken = take(key.1, offset, whole.records, self.max_batch);
+                (high_watermark, log_start) = (whole.high_watermark, whole.log_start_offset);
+                taken = take(self.answer(whole, &assignment, false));
                 if taken.starved {
-                    taken.failure = Some(unreadable(&key, offset, self.one_batch()));
+                    taken.stop = Some(Stop::Failed(unreadable(&key, offset, self.one_batch())));
                 }
             }
-            let Taken { batches, failure, next, epoch, starved: _ } = taken;
-            let (topic, fetch) = (key.0.clone(), assignment.fetch);
-            count(&batches, &assignment);
-            inputs.push(EdgeInput::Fetched {
-                topic: topic.clone(),
-                partition: key.1,
-                fetch,
-                batches,
-                high_watermark,
-                log_start,
-            });
-            if let Some(failure) = failure {
-                inputs.push(EdgeInput::FetchFailed { topic, fetch, failure });
-                returns.push((key, fetch, Why::Failed));
-            } else {
-                places.push((key, assignment, next, epoch));
+            let Taken { entries, stop, next, epoch, starved: _, read, remade } = taken;
+            let (topic, partition, fetch) = (key.0.clone(), key.1, assignment.fetch);
+            count(read, remade);
+            let of = topic.clone();
+            inputs.push(EdgeInput::Fetched { topic: of, partition, fetch, entries, high_watermark, log_start });
+            match stop {
+                Some(Stop::Failed(failure)) => {
+                    inputs.push(EdgeInput::FetchFailed { topic, fetch, failure });
+                    returns.push((key, fetch, Why::Failed));
+                }
+                Some(Stop::Overtaken) => {
+                    inputs.push(EdgeInput::Overtaken { topic, partition, fetch, log_start });
+                    returns.push((key, fetch, Why::Overtaken));
+                }
+                None => places.push((key, assignment, next, epoch)),
             }
         }
         if !inputs.is_empty() {
@@ -280,8 +277,9 @@ impl Fetcher {
             {
                 let mut place = assignment.cursor.place();
                 // A broker that was slow to let go of the partition may still deliver what another has read since.
-                place.offset = place.offset.max(next);
-                place.epoch = epoch.or(place.epoch);
+                if next > place.offset {
+                    (place.offset, place.epoch) = (next, epoch);
+                }
             }
             session.advance(key.0.as_str(), key.1, assignment.position());
         }
@@ -294,6 +292,19 @@ impl Fetcher {
             self.note(Note::Readable { topic }).await;
         }
         Ok(())
+    }
+
+    fn answer(&self, fetched: FetchedPartition, assignment: &Assignment, others: bool) -> Answer {
+        let place = *assignment.cursor.place();
+        Answer {
+            partition: fetched.partition,
+            offset: place.offset,
+            log_start: fetched.log_start_offset,
+            records: unshared(fetched.records, others),
+            aborted: fetched.aborted,
+            read_before: place.fetched_before,
+            max_batch: self.max_batch,
+        }
     }
 
     fn one_batch(&self) -> usize {
@@ -363,17 +374,14 @@ fn unreadable(key: &Key, offset: Offset, asked: usize) -> Failure {
     Failure::at(FailureCode::BatchTooLarge, key.1, offset, detail)
 }
 
-fn count(batches: &[tombolo_proto::batch::Batch], assignment: &Assignment) {
-    if batches.is_empty() {
-        return;
+fn count(read: Read, remade: u64) {
+    if read != Read::default() {
+        metrics::counter!("tombolo_fetched_bytes_total").increment(read.bytes as u64);
+        metrics::counter!("tombolo_refetched_bytes_total").increment(read.again as u64);
     }
-    let before = assignment.cursor.place().fetched_before;
-    let bytes = |again: bool| -> usize {
-        let some = batches.iter().filter(|batch| !again || batch.next_offset() <= before);
-        some.map(|batch| batch.bytes().len()).sum()
-    };
-    metrics::counter!("tombolo_fetched_bytes_total").increment(bytes(false) as u64);
-    metrics::counter!("tombolo_refetched_bytes_total").increment(bytes(true) as u64);
+    if remade > 0 {
+        metrics::counter!("tombolo_reencoded_batches_total").increment(remade);
+    }
 }
 
 #[cfg(test)]

@@ -10,11 +10,12 @@ use tombolo_kafka::admin::{OffsetQuery, OffsetSpec, list_offsets};
 use tombolo_kafka::cluster::Leader;
 use tombolo_kafka::fetch::{FetchOnce, Isolation, fetch_once};
 use tombolo_kafka::{Cluster, Connection, ErrorCode, KafkaError};
-use tombolo_proto::batch::{Batch, split};
-use tombolo_proto::edge::{EdgeInput, Verdict};
+use tombolo_proto::edge::{EdgeInput, Verdict, contradicts, differs};
 use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::id::{Offset, Partition, TopicName};
 use tombolo_proto::wire::TailBatch;
+
+use super::records::{Answer, Found, Origin, Stop, Walk};
 
 /// A log that ends too early may be a new leader's that does not know its high watermark yet.
 const SETTLE: Duration = Duration::from_secs(30);
@@ -39,6 +40,15 @@ pub(super) struct Question {
     pub(super) ticket: u64,
     pub(super) tail: Vec<TailBatch>,
     pub(super) next_offset: Offset,
+}
+
+/// Why the log does not hold an offset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// It begins above it.
+    Deleted { log_start: Offset },
+    /// It ends below it.
+    Truncated(Failure),
 }
 
 /// The part of the log that the source holds.
@@ -68,7 +78,7 @@ pub(super) async fn find_offset(
     topic: &TopicName,
     partition: Partition,
     offset: Offset,
-) -> Result<(), Failure> {
+) -> Result<(), Missing> {
     let patience = Patience::new(cluster, topic, partition);
     loop {
         let bounds = match bounds(cluster, topic, partition).await {
@@ -80,32 +90,24 @@ pub(super) async fn find_offset(
         };
         match missing(partition, offset, bounds) {
             None => return Ok(()),
-            Some(failure) if offset < bounds.start || patience.is_over() => return Err(failure),
-            Some(_) => patience.pause(None).await,
+            Some(Missing::Truncated(_)) if !patience.is_over() => patience.pause(None).await,
+            Some(missing) => return Err(missing),
         }
     }
 }
 
 /// What it means that the log does not hold `offset`, or `None` where it does.
-fn missing(partition: Partition, offset: Offset, bounds: Bounds) -> Option<Failure> {
+fn missing(partition: Partition, offset: Offset, bounds: Bounds) -> Option<Missing> {
     let Bounds { start, end } = bounds;
-    if offset < start && offset == 0 {
-        let detail = format!("the source's log starts at offset {start}: logs that start above 0 are not mirrored yet");
-        return Some(Failure::at(FailureCode::LogStartAboveZero, partition, 0, detail).until(start));
-    }
     if offset < start {
-        let detail = format!(
-            "the mirror ends at offset {offset} and the source's log starts at {start}: retention deleted what was not \
-             mirrored yet"
-        );
-        return Some(Failure::at(FailureCode::SourceDataLost, partition, offset, detail).until(start));
+        return Some(Missing::Deleted { log_start: start });
     }
     (offset > end).then(|| {
         let detail = format!(
             "the source's log ends at offset {end}, the mirror at {offset}: the source lost records that it had \
              acknowledged (an unclean leader election, or the topic was made anew)"
         );
-        Failure::at(FailureCode::UnexpectedTruncation, partition, end, detail).until(offset)
+        Missing::Truncated(Failure::at(FailureCode::UnexpectedTruncation, partition, end, detail).until(offset))
     })
 }
 
@@ -145,11 +147,16 @@ async fn attempt(
     let Question { topic, partition, tail, next_offset, .. } = question;
     let (source, bounds) = bounds(cluster, topic, *partition).await?;
     if bounds.end < *next_offset {
-        let failure = missing(*partition, *next_offset, bounds);
-        return Ok(failure.filter(|_| patience.is_over()).map(Verdict::Failed));
+        let verdict = match missing(*partition, *next_offset, bounds) {
+            Some(Missing::Truncated(failure)) if patience.is_over() => Some(Verdict::Failed(failure)),
+            Some(Missing::Truncated(_) | Missing::Deleted { .. }) | None => None,
+        };
+        return Ok(verdict);
     }
     let known = tail.last().filter(|last| last.last_offset >= bounds.start);
-    let (Some(first), Some(_)) = (tail.first(), known) else {
+    // A gap before the first records may be long, and is no evidence.
+    let first = tail.iter().find(|first| !first.gap).or(tail.first());
+    let (Some(first), Some(_)) = (first, known) else {
         return Ok(Some(Verdict::Unverified));
     };
     let mut comparison = Comparison::new(*partition, tail);
@@ -173,25 +180,29 @@ async fn attempt(
             Some(code) => return Err(Trouble::Broker(code)),
         }
         let before = offset;
-        for batch in split(fetched.records) {
-            let Ok(batch) = batch else {
+        let answer = Answer {
+            partition: *partition,
+            offset,
+            log_start: fetched.log_start_offset,
+            records: fetched.records,
+            aborted: fetched.aborted,
+            read_before: offset,
+            max_batch: usize::MAX,
+        };
+        for found in Walk::new(answer) {
+            match found {
+                Ok(found) => {
+                    offset = found.entry.next_offset();
+                    if let Some(failure) = comparison.add(&found) {
+                        return Ok(Some(Verdict::Failed(failure)));
+                    }
+                }
+                Err(Stop::Failed(failure)) if failure.code == FailureCode::CorruptSourceBatch => {
+                    return Ok(Some(Verdict::Failed(failure)));
+                }
                 // What the source holds here is no batch of ours; the fetcher tells what it is.
-                return Ok(Some(comparison.verdict()));
-            };
-            if batch.next_offset() <= offset {
-                continue;
-            }
-            offset = batch.next_offset();
-            if !batch.crc_is_valid() {
-                return Ok(Some(Verdict::Failed(corrupt(*partition, &batch))));
-            }
-            let ours = TailBatch {
-                base_offset: batch.base_offset(),
-                last_offset: batch.last_offset(),
-                crc: batch.canonical_crc(),
-            };
-            if let Some(failure) = comparison.add(&ours) {
-                return Ok(Some(Verdict::Failed(failure)));
+                Err(Stop::Failed(_)) => return Ok(Some(comparison.verdict())),
+                Err(Stop::Overtaken) => return Ok(None),
             }
         }
         if offset >= *next_offset {
@@ -229,29 +240,33 @@ async fn one_offset(connection: &Connection, spec: OffsetSpec, query: &[OffsetQu
     }
 }
 
-/// Compares batch by batch and keeps none of them.
+/// Compares entry by entry and keeps none of them.
 struct Comparison<'a> {
     partition: Partition,
     tail: &'a [TailBatch],
+    /// What must agree: records, where the tail has some; gaps look alike.
+    by_gaps: bool,
     agreed: bool,
 }
 
 impl<'a> Comparison<'a> {
     fn new(partition: Partition, tail: &'a [TailBatch]) -> Self {
-        Self { partition, tail, agreed: false }
+        Self { partition, tail, by_gaps: tail.iter().all(|theirs| theirs.gap), agreed: false }
     }
 
-    /// A batch of the source: evidence against, where it overlaps with one of the mirror that is another.
-    fn add(&mut self, ours: &TailBatch) -> Option<Failure> {
-        let overlapping = self
-            .tail
-            .iter()
-            .filter(|theirs| ours.base_offset <= theirs.last_offset && theirs.base_offset <= ours.last_offset);
-        for theirs in overlapping {
-            if ours != theirs {
-                return Some(differs(self.partition, ours, theirs));
+    /// An entry of the source: evidence against, where it overlaps with one of the mirror that cannot be of it.
+    fn add(&mut self, found: &Found) -> Option<Failure> {
+        let ours = TailBatch::of_entry(&found.entry);
+        for theirs in self.tail.iter().filter(|theirs| ours.overlaps(theirs)) {
+            self.agreed |= ours.agrees(theirs) && ours.gap == self.by_gaps;
+            let against = match found.origin {
+                Origin::Whole | Origin::Hidden => contradicts(&ours, theirs, false),
+                Origin::Remade | Origin::Absent => contradicts(&ours, theirs, true),
+                Origin::Joined => theirs.gap,
+            };
+            if against {
+                return Some(differs(self.partition, &ours, theirs));
             }
-            self.agreed = true;
         }
         None
     }
@@ -259,21 +274,6 @@ impl<'a> Comparison<'a> {
     fn verdict(&self) -> Verdict {
         if self.agreed { Verdict::Agrees } else { Verdict::Unverified }
     }
-}
-
-fn corrupt(partition: Partition, batch: &Batch) -> Failure {
-    let detail = "the source serves a batch whose CRC-32C is wrong, where it is compared with the mirror's end: its disk \
-                  or memory is damaged; restore the partition from a healthy replica";
-    Failure::at(FailureCode::CorruptSourceBatch, partition, batch.base_offset(), detail).until(batch.next_offset())
-}
-
-fn differs(partition: Partition, ours: &TailBatch, theirs: &TailBatch) -> Failure {
-    let detail = format!(
-        "the source's batch of offsets {} to {} has canonical CRC {:#010x}, the mirror's of offsets {} to {} has {:#010x}",
-        ours.base_offset, ours.last_offset, ours.crc, theirs.base_offset, theirs.last_offset, theirs.crc
-    );
-    let at = ours.base_offset.max(theirs.base_offset);
-    Failure::at(FailureCode::Diverged, partition, at, detail).until(theirs.last_offset + 1)
 }
 
 #[cfg(test)]

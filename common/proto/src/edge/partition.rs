@@ -238,10 +238,7 @@ impl EdgePartition {
 
     /// Where the window begins; where it would, if it is empty.
     fn window_start(&self) -> Option<Offset> {
-        self.window
-            .front()
-            .map(Held::first)
-            .or_else(|| self.progress.map(|progress| progress.fetched))
+        self.window.front().map(Held::first).or_else(|| self.progress.map(|progress| progress.fetched))
     }
 
     /// Whether nothing was ever told or kept of it.
@@ -576,7 +573,8 @@ impl EdgePartition {
         if entry.last_offset < end {
             return;
         }
-        let entry = if entry.gap && entry.base_offset < end { TailBatch::gap(end, entry.last_offset + 1) } else { entry };
+        let entry =
+            if entry.gap && entry.base_offset < end { TailBatch::gap(end, entry.last_offset + 1) } else { entry };
         entry.append(&mut self.shipped);
     }
 

@@ -71,12 +71,9 @@ impl Held {
 
     pub(super) fn tail(&self) -> TailBatch {
         match self.entry {
-            Entry::Batch(_) => TailBatch {
-                base_offset: self.first(),
-                last_offset: self.next() - 1,
-                crc: self.crc,
-                gap: false,
-            },
+            Entry::Batch(_) => {
+                TailBatch { base_offset: self.first(), last_offset: self.next() - 1, crc: self.crc, gap: false }
+            }
             Entry::Gap { .. } => TailBatch::gap(self.first(), self.next()),
         }
     }
