@@ -17,7 +17,7 @@ const YEAR: Duration = Duration::from_hours(365 * 24);
 
 #[tokio::test]
 async fn append_times_stay_the_times_that_consumers_see() {
-    const RECORDS: u64 = 400;
+    const RECORDS: u64 = 100;
     let _turn = Turn::shared().await;
     let pair = shared_pair().await;
     let mut topics = Vec::new();
