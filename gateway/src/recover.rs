@@ -287,8 +287,8 @@ fn joined_tail(batches: Vec<Batch>, log_end: Offset, producer_id: i64) -> Vec<Ba
     let mut next = log_end;
     for batch in batches.into_iter().rev() {
         let foreign = batch.producer_id() != producer_id;
-        let joins = batch.next_offset() == next;
-        if !joins || !(foreign || is_as_appended(&batch)) {
+        let as_appended = batch.is_control() || !batch.may_be_cleaned();
+        if batch.next_offset() != next || !(foreign || as_appended) {
             break;
         }
         next = batch.base_offset();
@@ -296,17 +296,6 @@ fn joined_tail(batches: Vec<Batch>, log_end: Offset, producer_id: i64) -> Vec<Ba
     }
     tail.reverse();
     tail
-}
-
-/// Whether the log cleaner left the batch alone (`MemoryRecords.filterTo`): it thins batches, and marks those that hold
-/// tombstones or are markers with the time at which these go.
-fn is_as_appended(batch: &Batch) -> bool {
-    batch.is_control() || (batch.is_dense() && !has_delete_horizon(batch))
-}
-
-/// `DefaultRecordBatch.DELETE_HORIZON_FLAG_MASK`, in the low byte of the attributes.
-fn has_delete_horizon(batch: &Batch) -> bool {
-    batch.bytes().get(22).is_some_and(|attributes| attributes & 0x40 != 0)
 }
 
 fn sequence_of_tail(tail: &[Batch], producer_id: i64) -> Option<i32> {

@@ -230,7 +230,7 @@ impl Session {
                     self.duties.fast_forward(mirror, topic, partition, ticket, from..to);
                 }
                 CloudOutput::RecordLoss { mirror, topic, partition, ticket, from, to } => {
-                    self.duties.record_loss(mirror, topic, partition, ticket, from..to);
+                    self.duties.record_loss(mirror, &topic, partition, ticket, from..to);
                 }
                 CloudOutput::Event(event) => log(&self.link, event),
                 CloudOutput::Close { code, reason } => {

@@ -178,6 +178,7 @@ struct MirrorShown {
 #[derive(Debug, Serialize)]
 struct PartitionShown {
     partition: i32,
+    log_start: i64,
     confirmed: i64,
     received: i64,
     source_high_watermark: Option<i64>,
@@ -267,6 +268,7 @@ fn mirror_shown(mirror: MirrorStatus) -> MirrorShown {
 fn partition_shown(status: CloudPartitionStatus) -> PartitionShown {
     PartitionShown {
         partition: status.partition,
+        log_start: status.log_start,
         confirmed: status.confirmed,
         received: status.received,
         source_high_watermark: status.source_high_watermark,
@@ -301,6 +303,7 @@ mod tests {
     fn mirror(topic: &str, state: MirrorState) -> MirrorStatus {
         let partition = CloudPartitionStatus {
             partition: 0,
+            log_start: 0,
             confirmed: 5,
             received: 7,
             source_high_watermark: Some(9),

@@ -192,6 +192,12 @@ impl Batch {
         self.attributes() & DELETE_HORIZON != 0
     }
 
+    /// Whether log compaction has changed, or may have changed, the batch since it was produced: records are missing, or
+    /// its base timestamp tells when tombstones go (`RecordBatch.deleteHorizonMs`).
+    pub fn may_be_cleaned(&self) -> bool {
+        !self.is_dense() || self.has_delete_horizon()
+    }
+
     /// Timestamp that the records' deltas count from, in milliseconds since 1970.
     pub fn base_timestamp(&self) -> i64 {
         self.i64_at(BASE_TIMESTAMP)

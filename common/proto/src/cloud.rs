@@ -496,3 +496,7 @@ impl CloudLink {
 #[cfg(test)]
 #[path = "cloud/cloud_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "cloud/gaps_test.rs"]
+mod gaps_tests;

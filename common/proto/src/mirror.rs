@@ -1,20 +1,40 @@
 //! One partition of a mirror, on the gateway's side: what to do with the next entry, and when to ask the cluster first.
 //!
 //! ```text
-//!            recover()                recovered()
-//!   Idle ---------------> Recovering -------------> Live <-----+
-//!                          ^      |                  |         | last answer
-//!                  timeout |      | recovery failed  | doubt   | (then straight to
-//!                          |      v                  v         |  Recovering)
-//!                          +--- Waiting          Draining -----+
-//!   any state: foreign bytes, a refusal or a peer's word -> Failed
+//!            recover()                recovered()            doubt
+//!   Idle ----------------> Recovering -------------> Live -----------> Draining
+//!    |                      ^ ^  ^ |                 | |                  |
+//!    | an errand is         | |  | | recovery        | | a look, or an    | last answer
+//!    | unanswered           | |  | | failed          | | errand is done   |
+//!    v                      | |  | v                 | |                  |
+//!   Settling -- answered ---+ | Waiting <------------+ |                  |
+//!                             |    markers in doubt,   |                  |
+//!                             |    an errand put off   |                  |
+//!                             +------------------------+------------------+
+//!   any state: foreign bytes, a refusal or a peer's word -> Failed; stop() -> Idle
+//! ```
+//!
+//! When Live and nothing is in flight, an errand may go out, and nothing else until its answer: Skip for a gap (`skip`),
+//! `FastForward` and `RecordLoss` for a source that starts above the mirror's end (`start`). What the agent knows:
+//!
+//! ```text
+//!            recovered()            SourceStart: the mirror starts there
+//!   Nowhere -------------> Told ------------------------------------------> Nowhere
+//!                          ^  |
+//!              recovered() |  | SourceStart: a loss, or not Live
+//!                          |  v
+//!                          Over -- loss recorded --> Filling -- filled, recovered() --> Told
 //! ```
 //!
 //! Must never: confirm before the broker's answer; send a batch whose place in the log it does not know; go on after a
-//! base offset it did not expect.
+//! base offset it did not expect; send what lies behind a gap before the gap is whole.
 
 mod decide;
+mod errand;
 mod exchange;
+mod held;
+mod judge;
+mod recover;
 mod skip;
 mod start;
 
@@ -25,29 +45,64 @@ pub use start::OnLoss;
 
 use std::collections::VecDeque;
 
-use crate::batch::{Batch, Stamp};
+use crate::batch::Stamp;
 use crate::failure::{Failure, FailureCode};
 use crate::frame::Entry;
 use crate::id::{Offset, Partition, Time};
-use crate::limits::{MAX_IN_FLIGHT, MAX_TAIL};
+use crate::limits::MAX_IN_FLIGHT;
 use crate::progress::{ChainError, CloudProgress};
-use crate::wire::TailBatch;
+
+use errand::{Errand, ErrandKind};
+use held::Held;
 
 /// First wait before the log end is read again after it could not be; doubles up to [`LAST_BACKOFF`].
 const FIRST_BACKOFF: Time = Time::from_millis(100);
 /// Longest wait between two reads of the log end.
 const LAST_BACKOFF: Time = Time::from_secs(5);
-/// Times the broker may refuse our sequence at one log end before the mirror is FAILED.
-const MAX_SEQUENCE_DOUBTS: u32 = 5;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Idle,
-    Recovering { attempt: u32 },
-    Waiting { until: Time },
+    /// Begins once the errand of before the stop is answered.
+    Settling,
+    Recovering {
+        attempt: u32,
+    },
+    Waiting {
+        until: Time,
+    },
     Live,
     Draining,
     Failed,
+}
+
+/// What the agent knows of where the partition stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing, or nothing that counts any more.
+    Nowhere,
+    /// A run was told; its frames come.
+    Told,
+    /// The run is over: the agent waits for another.
+    Over,
+    /// The same, and a lost range is held: the next run begins behind it.
+    Filling,
+}
+
+/// A wait that doubles, from [`FIRST_BACKOFF`] to [`LAST_BACKOFF`].
+#[derive(Debug)]
+struct Backoff(Time);
+
+impl Backoff {
+    fn step(&mut self) -> Time {
+        let wait = self.0;
+        self.0 = (wait * 2).min(LAST_BACKOFF);
+        wait
+    }
+
+    fn reset(&mut self) {
+        self.0 = FIRST_BACKOFF;
+    }
 }
 
 #[derive(Debug)]
@@ -57,26 +112,41 @@ struct InFlight {
     next_offset: Offset,
 }
 
-/// One partition of a mirror. Calls: `recover` once, then any `receive`, `produced`, `recovered`, `recovery_failed`,
-/// `handle_timeout`; after each, `poll_output` until it is empty.
+/// One partition of a mirror. Calls: `recover` once, then any `receive`, `source_start`, answers, `handle_timeout`; after
+/// each, `poll_output` until it is empty.
 #[derive(Debug)]
 pub struct Mirror {
     partition: Partition,
     producer_id: i64,
     state: State,
+    place: Place,
     run: u32,
-    placed: bool,
     progress: CloudProgress,
-    held: VecDeque<Entry>,
-    held_bytes: usize,
+    /// The most that was handed to the broker in this run; unlike `produced` it does not fall back.
+    handed: Offset,
+    held: Held,
     in_flight: VecDeque<InFlight>,
+    errand: Option<Errand>,
     next_ticket: u64,
     next_sequence: i32,
+    /// The broker has an entry for our producer id, as far as is known: made by a batch, or by a marker.
+    remembered: bool,
     /// The broker has taken a batch since nothing was in flight, so it holds our sequence and refuses what stands behind
     /// a refused batch.
     known_to_broker: bool,
+    /// Markers that may still be appended, of those that were in doubt since the gap that comes next was begun.
+    late: i64,
+    /// Where the log ends was read since the last markers were sent.
+    looked: bool,
+    /// No look at the log end tells what became of markers before this.
+    settle_until: Option<Time>,
+    /// Where the registry says that the mirror starts.
+    starting: Option<Offset>,
+    log_start: Offset,
+    skipped: i64,
     attempts: u32,
-    backoff: Time,
+    backoff: Backoff,
+    errand_backoff: Backoff,
     sequence_doubts: u32,
     last_doubt: Option<String>,
     rewinds: u64,
@@ -90,17 +160,26 @@ impl Mirror {
             partition,
             producer_id,
             state: State::Idle,
+            place: Place::Nowhere,
             run: 0,
-            placed: false,
             progress: CloudProgress::at(0),
-            held: VecDeque::new(),
-            held_bytes: 0,
+            handed: 0,
+            held: Held::default(),
             in_flight: VecDeque::new(),
+            errand: None,
             next_ticket: 0,
             next_sequence: 0,
+            remembered: false,
             known_to_broker: false,
+            late: 0,
+            looked: false,
+            settle_until: None,
+            starting: None,
+            log_start: 0,
+            skipped: 0,
             attempts: 0,
-            backoff: FIRST_BACKOFF,
+            backoff: Backoff(FIRST_BACKOFF),
+            errand_backoff: Backoff(FIRST_BACKOFF),
             sequence_doubts: 0,
             last_doubt: None,
             rewinds: 0,
@@ -120,7 +199,12 @@ impl Mirror {
 
     /// Bytes held in memory, as frames count them.
     pub fn held_bytes(&self) -> usize {
-        self.held_bytes
+        self.held.bytes()
+    }
+
+    /// First offset of the mirror's log, when it was last read.
+    pub fn log_start(&self) -> Offset {
+        self.log_start
     }
 
     /// Last thing that put an append in doubt since the last success, for status.
@@ -128,14 +212,18 @@ impl Mirror {
         self.last_doubt.as_deref()
     }
 
-    /// Offsets of gaps that came in this session.
+    /// Offsets without records in this session: skipped, held, or about to be recorded as lost.
     pub fn gap_offsets(&self) -> i64 {
-        0
+        let lost = match self.errand {
+            Some(Errand { kind: ErrandKind::RecordLoss, from, to, .. }) if self.state == State::Live => to - from,
+            Some(_) | None => 0,
+        };
+        self.skipped.saturating_add(self.held.gap_offsets()).saturating_add(lost)
     }
 
     /// What is being done other than appending batches, for people.
     pub fn doing(&self) -> Option<String> {
-        None
+        self.errand.map(|errand| errand.to_string())
     }
 
     /// Times the cloud lost its tail in this session.
@@ -143,9 +231,14 @@ impl Mirror {
         self.rewinds
     }
 
+    /// Whether the agent was told a position that counts: only then it is to hear what is confirmed.
+    pub fn is_told(&self) -> bool {
+        self.place == Place::Told
+    }
+
     /// Whether a position was told and nothing is in doubt.
     pub fn is_live(&self) -> bool {
-        self.state == State::Live
+        self.state == State::Live && self.is_told()
     }
 
     /// Whether it is to be left alone for good.
@@ -165,24 +258,40 @@ impl Mirror {
 
     /// Checks the offset chain and what memory must hold; a bug of ours where it fails.
     pub fn validate(&self) -> Result<(), ChainError> {
+        let CloudProgress { confirmed, produced, received } = self.progress;
         debug_assert!(self.in_flight.len() <= MAX_IN_FLIGHT);
-        debug_assert_eq!(self.held_bytes, self.held.iter().map(Entry::bytes).sum::<usize>());
-        debug_assert!(self.held.front().is_none_or(|entry| entry.offset() <= self.progress.confirmed));
-        debug_assert!(self.held.back().is_none_or(|entry| entry.next_offset() == self.progress.received));
+        debug_assert!(self.held.spans(confirmed, received), "{:?} {:?}", self.progress, self.held);
+        debug_assert!(self.errand.is_none() || self.in_flight.is_empty(), "nothing is sent during {:?}", self.errand);
+        debug_assert!(self.late >= 0 && self.skipped >= 0);
+        match (&self.state, self.errand) {
+            (State::Live, None) => debug_assert!(!self.in_flight.is_empty() || produced == confirmed),
+            (State::Live, Some(Errand { kind: ErrandKind::Skip, from, to, .. })) => {
+                let in_gap = self.held.first_gap_end().is_some_and(|end| to <= end);
+                debug_assert!((from, to) == (confirmed, produced) && from < to && in_gap, "{:?}", self.errand);
+            }
+            (State::Live, Some(_)) | (State::Idle | State::Failed | State::Settling, _) => {
+                debug_assert!(self.held.is_empty() && self.in_flight.is_empty());
+            }
+            (State::Draining, _) => debug_assert!(!self.in_flight.is_empty()),
+            (State::Recovering { .. } | State::Waiting { .. }, _) => {
+                debug_assert!(self.errand.is_none() && self.in_flight.is_empty());
+            }
+        }
+        debug_assert!(self.state != State::Settling || self.errand.is_some());
         self.progress.validate()
     }
 
     /// Starts: reads where the partition stands. Nothing happens unless it is idle.
     pub fn recover(&mut self) {
         if self.state == State::Idle {
-            self.ask();
+            self.begin();
         }
     }
 
     /// The partition has another leader, which may have less than we know: reads where it stands, unless answers that will
     /// tell are still to come.
     pub fn look_again(&mut self) {
-        if self.state == State::Live && self.in_flight.is_empty() {
+        if self.state == State::Live && self.in_flight.is_empty() && self.errand.is_none() {
             self.ask();
         }
     }
@@ -197,27 +306,19 @@ impl Mirror {
         self.halt(State::Failed);
     }
 
-    /// Takes an entry of the current run. [`Decision::Append`] and [`Decision::AlreadyThere`] are done with;
-    /// [`Decision::Skip`] and [`Decision::Diverged`] have failed the mirror; [`Decision::Wait`] is the peer's breach of
-    /// order, for the caller to answer.
+    /// Takes an entry of the current run. [`Decision::Append`], [`Decision::Skip`] and [`Decision::AlreadyThere`] are done
+    /// with; [`Decision::Diverged`] has failed the mirror; [`Decision::Wait`] is the peer's breach of order, for the caller
+    /// to answer.
     pub fn receive(&mut self, entry: Entry) -> Decision {
-        if !self.placed {
+        if self.place != Place::Told {
             return Decision::AlreadyThere;
         }
         let decision = decide(self.progress.received, &entry);
         match decision {
-            Decision::Append => {
-                self.progress.received = entry.next_offset();
-                self.held_bytes += entry.bytes();
-                self.held.push_back(entry);
-                self.produce();
-            }
+            Decision::Append => self.hold(entry),
             Decision::Skip => {
-                let detail = "the source has no records here, and gaps are not mirrored yet";
-                self.fail_with(
-                    Failure::at(FailureCode::UnsupportedGap, self.partition, entry.offset(), detail)
-                        .until(entry.next_offset()),
-                );
+                let offset = self.progress.received;
+                self.hold(Entry::Gap { offset, count: entry.next_offset() - offset });
             }
             Decision::Diverged => {
                 let detail = format!(
@@ -232,6 +333,12 @@ impl Mirror {
         decision
     }
 
+    fn hold(&mut self, entry: Entry) {
+        self.progress.received = entry.next_offset();
+        self.held.push(entry);
+        self.produce();
+    }
+
     /// The answer to a Produce. Answers to tickets that no longer matter are ignored.
     pub fn produced(&mut self, ticket: u64, outcome: Outcome) {
         let Some(at) = self.in_flight.iter().position(|sent| sent.ticket == ticket) else {
@@ -241,6 +348,7 @@ impl Mirror {
         match outcome {
             Outcome::Appended { base_offset } if base_offset == sent.offset => {
                 self.known_to_broker = true;
+                self.remembered = true;
                 self.confirm(sent.next_offset);
             }
             Outcome::Appended { base_offset } => return self.shifted(&sent, base_offset),
@@ -267,16 +375,12 @@ impl Mirror {
                 self.known_to_broker &= !self.in_flight.is_empty();
             }
             State::Draining if self.in_flight.is_empty() => self.ask(),
-            State::Draining | State::Idle | State::Recovering { .. } | State::Waiting { .. } | State::Failed => {}
-        }
-    }
-
-    /// The log end could not be read; it is tried again later.
-    pub fn recovery_failed(&mut self, attempt: u32, reason: String, now: Time) {
-        if self.state == (State::Recovering { attempt }) {
-            self.last_doubt = Some(reason);
-            self.state = State::Waiting { until: now + self.backoff };
-            self.backoff = (self.backoff * 2).min(LAST_BACKOFF);
+            State::Draining
+            | State::Idle
+            | State::Settling
+            | State::Recovering { .. }
+            | State::Waiting { .. }
+            | State::Failed => {}
         }
     }
 
@@ -287,108 +391,40 @@ impl Mirror {
         }
     }
 
-    /// What the cluster holds. Stale answers are ignored.
-    pub fn recovered(&mut self, attempt: u32, recovery: &Recovery) {
-        if self.state != (State::Recovering { attempt }) {
-            return;
-        }
-        self.backoff = FIRST_BACKOFF;
-        if let Err(failure) = self.judge(recovery) {
-            return self.fail_with(failure);
-        }
-        self.next_sequence = next_sequence(recovery);
-        self.known_to_broker = false;
-        self.state = State::Live;
-        let log_end = recovery.log_end;
-        let goes_on = self.placed && self.progress.confirmed <= log_end;
-        if goes_on {
-            self.progress.produced = log_end;
-            self.confirm(log_end);
-            self.produce();
-        } else {
-            self.place(recovery);
-        }
-    }
-
-    /// Whether what the cluster holds can be ours.
-    fn judge(&self, recovery: &Recovery) -> Result<(), Failure> {
-        let log_end = recovery.log_end;
-        let foreign = |batch: &&Batch| batch.producer_id() != self.producer_id;
-        if let Some(first) = recovery.tail.iter().find(foreign) {
-            let last = recovery.tail.iter().rfind(foreign).unwrap_or(first);
-            let detail = format!(
-                "producer id {} wrote into the mirror, which only the link may (producer id {}); the mirror's log ends at \
-                 {log_end}. Delete the mirror topic, take WRITE from everybody else, and let it be mirrored anew",
-                first.producer_id(),
-                self.producer_id,
-            );
-            return Err(Failure::at(FailureCode::ForeignWrite, self.partition, first.base_offset(), detail)
-                .until(last.next_offset()));
-        }
-        if !self.placed || log_end <= self.progress.confirmed {
-            return Ok(());
-        }
-        let received = self.progress.received;
-        if log_end > received {
-            let detail = format!("the mirror's log ends at {log_end}, but only offsets below {received} were sent");
-            return Err(Failure::at(FailureCode::ForeignWrite, self.partition, received, detail).until(log_end));
-        }
-        let on_border = log_end == received || self.held.iter().any(|entry| entry.offset() == log_end);
-        if !on_border {
-            let detail = format!("the mirror's log ends at {log_end}, inside a batch that was sent");
-            return Err(Failure::at(FailureCode::Diverged, self.partition, log_end, detail));
-        }
-        Ok(())
-    }
-
-    /// Starts a run at the log end.
-    fn place(&mut self, recovery: &Recovery) {
-        let rewind = self.placed;
-        self.rewinds += u64::from(rewind);
-        self.placed = true;
-        self.run += 1;
-        self.forget(recovery.log_end);
-        let tail = recovery.tail.iter().rev().take(MAX_TAIL).rev().map(TailBatch::of).collect();
-        self.outputs.push_back(MirrorOutput::Position { run: self.run, next_offset: recovery.log_end, tail, rewind });
-    }
-
-    fn ask(&mut self) {
-        if self.sequence_doubts > MAX_SEQUENCE_DOUBTS {
-            let detail = format!(
-                "the broker refused the link's sequence {} times in a row at this offset",
-                self.sequence_doubts
-            );
-            let offset = self.progress.confirmed;
-            return self.fail_with(Failure::at(FailureCode::IllegalState, self.partition, offset, detail));
-        }
-        self.attempts += 1;
-        self.state = State::Recovering { attempt: self.attempts };
-        self.outputs.push_back(MirrorOutput::Recover { attempt: self.attempts });
-    }
-
     /// Batches that may be in flight: one to a broker that may have forgotten us, since then the first of several could
     /// be refused and the next be taken in its place.
     fn depth(&self) -> usize {
         if self.known_to_broker { MAX_IN_FLIGHT } else { 1 }
     }
 
+    /// Sends what comes next, as far as it may be sent.
     fn produce(&mut self) {
-        while self.state == State::Live && self.in_flight.len() < self.depth() {
-            let next = self.progress.produced;
-            let at = self.held.partition_point(|entry| entry.offset() < next);
-            let Some(Entry::Batch(batch)) = self.held.get(at) else {
-                return;
+        while self.state == State::Live && self.errand.is_none() && self.in_flight.len() < self.depth() {
+            let batch = match self.held.starting_at(self.progress.produced) {
+                Some(Entry::Batch(batch)) => batch,
+                Some(Entry::Gap { .. }) if self.in_flight.is_empty() => return self.skip(),
+                Some(Entry::Gap { .. }) | None => return,
             };
             let stamp = Stamp { producer_id: self.producer_id, sequence: self.next_sequence };
             let (offset, next_offset, count) = (batch.base_offset(), batch.next_offset(), batch.record_count());
             let batch = batch.stamped(stamp);
             self.next_sequence = advance(self.next_sequence, count);
-            self.progress.produced = next_offset;
-            let ticket = self.next_ticket;
-            self.next_ticket += 1;
+            self.hand_over(next_offset);
+            let ticket = self.take_ticket();
             self.in_flight.push_back(InFlight { ticket, offset, next_offset });
             self.outputs.push_back(MirrorOutput::Produce { ticket, offset, batch });
         }
+    }
+
+    fn hand_over(&mut self, next_offset: Offset) {
+        self.progress.produced = next_offset;
+        self.handed = self.handed.max(next_offset);
+    }
+
+    fn take_ticket(&mut self) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        ticket
     }
 
     /// The high watermark is at or beyond `offset`.
@@ -398,8 +434,9 @@ impl Mirror {
             self.sequence_doubts = 0;
             self.last_doubt = None;
         }
-        while let Some(entry) = self.held.pop_front_if(|entry| entry.next_offset() <= offset) {
-            self.held_bytes -= entry.bytes();
+        self.skipped = self.skipped.saturating_add(self.held.release(self.progress.confirmed));
+        if self.held.first_gap_end().is_none() {
+            self.late = 0;
         }
     }
 
@@ -422,9 +459,10 @@ impl Mirror {
     fn halt(&mut self, state: State) {
         self.state = state;
         // Frames of the run that ends here are still on their way.
-        self.run += u32::from(self.placed);
-        self.placed = false;
+        self.run += u32::from(self.place != Place::Nowhere);
+        self.place = Place::Nowhere;
         self.in_flight.clear();
+        self.call_back();
         self.outputs.clear();
         self.sequence_doubts = 0;
         self.forget(self.progress.confirmed);
@@ -432,18 +470,8 @@ impl Mirror {
 
     fn forget(&mut self, offset: Offset) {
         self.held.clear();
-        self.held_bytes = 0;
+        self.handed = offset;
         self.progress = CloudProgress::at(offset);
-    }
-}
-
-/// Sequence of the next batch: behind the broker's last one; 0 behind a marker; the log end where the broker remembers
-/// nothing and takes any (design: compare-and-append).
-fn next_sequence(recovery: &Recovery) -> i32 {
-    match recovery.last_sequence {
-        Some(last) if last >= 0 => advance(last, 1),
-        Some(_) => 0,
-        None => i32::try_from(recovery.log_end & i64::from(i32::MAX)).unwrap_or(0),
     }
 }
 
@@ -456,3 +484,15 @@ pub fn advance(sequence: i32, count: i32) -> i32 {
 #[cfg(test)]
 #[path = "mirror/mirror_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "mirror/skip_test.rs"]
+mod skip_tests;
+
+#[cfg(test)]
+#[path = "mirror/start_test.rs"]
+mod start_tests;
+
+#[cfg(test)]
+#[path = "mirror/states_test.rs"]
+mod states_tests;

@@ -31,7 +31,7 @@ pub(super) async fn run(args: Status) -> ExitCode {
 /// One line per mirror; a link without mirrors has one of its own. Losses follow, for they are not to be forgotten.
 fn table(document: &Value) -> String {
     let mut rows = Vec::new();
-    let mut losses = String::new();
+    let mut losses = Vec::new();
     for link in document.get("links").and_then(Value::as_array).into_iter().flatten() {
         let mirrors = link.get("mirrors").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         for mirror in mirrors {
@@ -47,25 +47,28 @@ fn table(document: &Value) -> String {
                 if detail == "-" { text(link, "reason") } else { detail },
             ]);
         }
-        for loss in link.get("losses").and_then(Value::as_array).into_iter().flatten() {
-            let last = loss.get("to").and_then(Value::as_i64).unwrap_or_default() - 1;
-            losses.push_str(&format!(
-                "\nLOST {} {}[{}] offsets {} to {last}, noted {}: {}",
-                text(link, "name"),
-                text(loss, "topic"),
-                text(loss, "partition"),
-                text(loss, "from"),
-                text(loss, "at"),
-                text(loss, "reason"),
-            ));
-        }
+        losses.extend(link.get("losses").and_then(Value::as_array).into_iter().flatten().map(|loss| lost(link, loss)));
         if mirrors.is_empty() {
             let none = || "-".to_owned();
             let (name, state, term) = (text(link, "name"), text(link, "state"), text(link, "term"));
             rows.push(vec![name, state, term, none(), none(), none(), text(link, "held_bytes"), text(link, "reason")]);
         }
     }
-    status_client::table(&HEAD, rows) + &losses
+    let table = status_client::table(&HEAD, rows);
+    std::iter::once(table).chain(losses).collect::<Vec<_>>().join("\n")
+}
+
+fn lost(link: &Value, loss: &Value) -> String {
+    let last = loss.get("to").and_then(Value::as_i64).unwrap_or_default() - 1;
+    format!(
+        "LOST {} {}[{}] offsets {} to {last}, noted {}: {}",
+        text(link, "name"),
+        text(loss, "topic"),
+        text(loss, "partition"),
+        text(loss, "from"),
+        text(loss, "at"),
+        text(loss, "reason"),
+    )
 }
 
 fn text(object: &Value, key: &str) -> String {

@@ -299,15 +299,15 @@ mod tests {
     #[test]
     fn losses_stay_and_are_told_once() {
         let loss = entry(LedgerKind::Loss, 10, 20, 1);
-        let held = ledger(&[loss.clone()]);
-        assert_eq!(held.with(&LedgerEntry { at: 9, ..loss.clone() }), Ok(None));
+        let held = ledger(std::slice::from_ref(&loss));
+        assert_eq!(held.with(&LedgerEntry { at: 9, ..loss }), Ok(None));
         let grown = held.with(&entry(LedgerKind::Loss, 10, 30, 1)).unwrap().unwrap();
         assert_eq!(grown.losses().map(|loss| (loss.from, loss.to)).collect::<Vec<_>>(), [(10, 30)]);
         let more = held.with(&entry(LedgerKind::Loss, 20, 25, 1)).unwrap().unwrap();
         assert_eq!(more.losses().count(), 2);
         let more = held.with(&entry(LedgerKind::Start, 0, 5, 2)).unwrap().unwrap();
         assert_eq!(more.losses().count(), 1);
-        let full = (0..MAX_ENTRIES as i64).map(|at| entry(LedgerKind::Loss, at * 2, at * 2 + 1, 1));
+        let full = (0..i64::try_from(MAX_ENTRIES).unwrap()).map(|at| entry(LedgerKind::Loss, at * 2, at * 2 + 1, 1));
         let full = ledger(&full.collect::<Vec<_>>());
         assert_eq!(full.with(&entry(LedgerKind::Loss, 9_001, 9_002, 1)), Err(LedgerFull));
         assert!(full.value(&key()).len() < 200_000, "{} bytes", full.value(&key()).len());

@@ -305,13 +305,13 @@ impl Duties {
     pub(super) fn record_loss(
         &self,
         mirror: MirrorId,
-        topic: TopicName,
+        topic: &TopicName,
         partition: Partition,
         ticket: u64,
         lost: Range<Offset>,
     ) {
         let Some(writing) = &self.writing else { return };
-        let note = self.note(writing, &topic, partition, LedgerKind::Loss, lost, DELETED_AT_SOURCE);
+        let note = self.note(writing, topic, partition, LedgerKind::Loss, lost, DELETED_AT_SOURCE);
         self.spawn("loss", async move {
             Event::Input(CloudInput::LossRecorded { mirror, partition, ticket, result: note.await })
         });

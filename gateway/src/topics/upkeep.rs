@@ -144,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    const RETENTION: RetentionSettings = RetentionSettings { hold: true, grace: Duration::from_secs(600) };
+    const RETENTION: RetentionSettings = RetentionSettings { hold: true, grace: Duration::from_mins(10) };
 
     fn kept() -> Kept {
         Kept::new(Wanted { topic: TopicName::new("t").unwrap(), partitions: 1, configs: Vec::new() })

@@ -9,13 +9,13 @@ use crate::limits::MAX_ENTRIES;
 use crate::pattern::TopicPattern;
 use crate::testing::BatchBuilder;
 use crate::wire::CloseCode::{Protocol, Shutdown, Superseded, Unavailable};
-use crate::wire::{Failed, PartitionOffset, Placed, Positions, Source, Topics};
+use crate::wire::{Failed, PartitionOffset, Placed, Positions, Source, SourceStart, Topics};
 
 const NOW: Time = Time::from_secs(100);
-const LATER: Time = Time::from_secs(104);
+pub(super) const LATER: Time = Time::from_secs(104);
 const CREDIT: usize = 1_000;
 
-fn mirror(name: &str, paused: bool) -> MirrorSettings {
+pub(super) fn mirror(name: &str, paused: bool) -> MirrorSettings {
     let topic = TopicName::new(name).expect("legal");
     MirrorSettings { source: topic.clone(), topic, paused, max_gap: 100, on_loss: OnLoss::Halt }
 }
@@ -30,7 +30,7 @@ fn fresh() -> CloudLink {
     })
 }
 
-fn link(mirrors: &[MirrorSettings], filters: &[&str]) -> LinkSettings {
+pub(super) fn link(mirrors: &[MirrorSettings], filters: &[&str]) -> LinkSettings {
     LinkSettings {
         mirrors: mirrors.to_vec(),
         filters: filters.iter().map(|filter| TopicPattern::new(filter).expect("valid")).collect(),
@@ -59,20 +59,42 @@ fn claimed() -> CloudInput {
     CloudInput::Claimed { term: Term(3), write_after: LATER }
 }
 
-fn source(mirror: u32, partitions: i32) -> CloudInput {
+pub(super) fn source(mirror: u32, partitions: i32) -> CloudInput {
     message(EdgeBody::Source(Source { mirror, partitions, ..Source::default() }))
 }
 
-fn frame(run: u32, base: Offset, payload: usize) -> CloudInput {
+pub(super) fn frame(run: u32, base: Offset, payload: usize) -> CloudInput {
     let entries = vec![Entry::Batch(BatchBuilder::new(base).payload(payload).build())];
     CloudInput::Frame(Frame { mirror: MirrorId(0), run, partition: 0, entries })
+}
+
+pub(super) fn skipped(ticket: u64, log_end: Offset) -> CloudInput {
+    let outcome = SkipOutcome::Appended { log_end };
+    CloudInput::Skipped { mirror: MirrorId(0), partition: 0, ticket, outcome }
+}
+
+pub(super) fn fast_forwarded(ticket: u64, result: Result<(), String>) -> CloudInput {
+    CloudInput::FastForwarded { mirror: MirrorId(0), partition: 0, ticket, result }
+}
+
+pub(super) fn loss_recorded(ticket: u64, result: Result<(), String>) -> CloudInput {
+    CloudInput::LossRecorded { mirror: MirrorId(0), partition: 0, ticket, result }
+}
+
+pub(super) fn source_start(run: u32, offset: Offset) -> CloudInput {
+    message(EdgeBody::SourceStart(SourceStart { mirror: 0, partition: 0, run, offset }))
+}
+
+pub(super) fn recovered(attempt: u32, log_end: Offset) -> CloudInput {
+    let recovery = Recovery { log_start: 0, log_end, starting: None, last_sequence: None, tail: Vec::new() };
+    CloudInput::Recovered { mirror: MirrorId(0), partition: 0, attempt, result: Ok(recovery) }
 }
 
 fn drain(link: &mut CloudLink) -> Vec<CloudOutput> {
     std::iter::from_fn(|| link.poll_output()).collect()
 }
 
-fn feed(link: &mut CloudLink, input: CloudInput, now: Time) -> Vec<CloudOutput> {
+pub(super) fn feed(link: &mut CloudLink, input: CloudInput, now: Time) -> Vec<CloudOutput> {
     link.handle(input, now);
     drain(link)
 }
@@ -97,27 +119,30 @@ fn open() -> CloudLink {
 
 /// Mirror 0 has one partition that takes frames of run 1 from offset 0.
 fn live() -> CloudLink {
+    live_at(0)
+}
+
+/// The same from another offset.
+pub(super) fn live_at(log_end: Offset) -> CloudLink {
     let mut link = open();
     feed(&mut link, source(0, 1), LATER);
     let outputs = feed(&mut link, CloudInput::TopicReady { mirror: MirrorId(0), partitions: 1 }, LATER);
     assert!(matches!(outputs[..], [CloudOutput::Recover { attempt: 1, .. }, CloudOutput::Event(_)]), "{outputs:?}");
-    let recovery = Recovery { log_start: 0, log_end: 0, starting: None, last_sequence: None, tail: Vec::new() };
-    let input = CloudInput::Recovered { mirror: MirrorId(0), partition: 0, attempt: 1, result: Ok(recovery) };
-    let outputs = feed(&mut link, input, LATER);
+    let outputs = feed(&mut link, recovered(1, log_end), LATER);
     assert!(matches!(
         &outputs[..],
-        [CloudOutput::Send(CloudMessage { body: Some(CloudBody::Position(position)) })] if position.run == 1
+        [CloudOutput::Send(CloudMessage { body: Some(CloudBody::Position(position)) }), ..] if position.run == 1
     ));
     link
 }
 
-fn close_code(outputs: &[CloudOutput]) -> Option<CloseCode> {
+pub(super) fn close_code(outputs: &[CloudOutput]) -> Option<CloseCode> {
     outputs.iter().find_map(|output| if let CloudOutput::Close { code, .. } = output { Some(*code) } else { None })
 }
 
 #[test]
 fn every_state_meets_every_input() {
-    let inputs: [(&str, CloudInput); 17] = [
+    let inputs: [(&str, CloudInput); 21] = [
         ("hello", hello()),
         ("source", source(0, 1)),
         ("close", message(EdgeBody::Close(Close { code: 0, reason: "bye".to_owned() }))),
@@ -133,6 +158,10 @@ fn every_state_meets_every_input() {
             CloudInput::Recovered { mirror: MirrorId(0), partition: 0, attempt: 9, result: Err("x".to_owned()) },
         ),
         ("produced", CloudInput::Produced { mirror: MirrorId(0), partition: 0, ticket: 9, outcome: Outcome::Sequence }),
+        ("skipped", skipped(9, 1)),
+        ("fast-forwarded", fast_forwarded(9, Ok(()))),
+        ("loss recorded", loss_recorded(9, Ok(()))),
+        ("source start", source_start(0, 9)),
         ("leader moved", CloudInput::LeaderMoved { mirror: MirrorId(0), partition: 0 }),
         ("superseded", CloudInput::Superseded { newer: Term(9) }),
         ("breach", CloudInput::Breach { reason: "x".to_owned() }),
@@ -152,7 +181,7 @@ fn every_state_meets_every_input() {
     };
     let p = Some(Protocol);
     // Columns: await hello, claiming, open. A closed session answers nothing.
-    let expected: [[Option<CloseCode>; 3]; 17] = [
+    let expected: [[Option<CloseCode>; 3]; 21] = [
         [None, p, p],
         [p, p, None],
         [Some(Shutdown); 3],
@@ -165,6 +194,10 @@ fn every_state_meets_every_input() {
         [None; 3],
         [None; 3],
         [None; 3],
+        [None; 3],
+        [None; 3],
+        [None; 3],
+        [p, p, None],
         [None; 3],
         [Some(Superseded); 3],
         [p; 3],

@@ -1,20 +1,21 @@
 //! A session that holds its link: the mirrors and what goes on in them.
 
+mod partition;
+mod show;
 mod start;
 mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::status::{CloudPartitionStatus, CloudStatus, MirrorState, MirrorStatus};
 use super::{CloudConfig, CloudEvent, CloudInput, CloudOutput, LinkSettings, MirrorSettings};
 use crate::failure::{Failure, FailureCode, cut};
 use crate::frame::Frame;
 use crate::id::{MirrorId, Offset, Partition, Term, Time, TopicName};
 use crate::limits::{MAX_CONFIGS, MAX_ENTRIES, MAX_PARTITIONS};
-use crate::mirror::{Decision, Mirror as PartitionMirror, MirrorOutput};
+use crate::mirror::{Decision, Mirror as PartitionMirror};
 use crate::wire::{
-    CloudBody, CloudMessage, EdgeBody, Failed, Hello, PartitionOffset, Placed, Position, Positions, Source,
-    TopicConfig, VERSIONS, Welcome,
+    CloudBody, CloudMessage, EdgeBody, Failed, Hello, PartitionOffset, Placed, Positions, Source, TopicConfig,
+    VERSIONS, Welcome,
 };
 
 /// What the agent did that the protocol does not allow.
@@ -49,6 +50,8 @@ struct OpenMirror {
     phase: Phase,
     source: Option<(i32, Vec<TopicConfig>)>,
     partitions: Vec<OpenPartition>,
+    /// Sum over the partitions: [`PartitionMirror::gap_offsets`].
+    gap_offsets: i64,
 }
 
 impl OpenMirror {
@@ -188,6 +191,10 @@ impl Open {
             let Some(open) = self.mirror(id).and_then(|mirror| mirror.partition(partition)) else {
                 continue;
             };
+            // Where it has none, a position follows that tells more.
+            if !open.mirror.is_told() {
+                continue;
+            }
             let (offset, run) = (open.mirror.progress().confirmed, open.mirror.run());
             entries.push(PartitionOffset { mirror: id.0, partition, offset, run });
             if entries.len() == MAX_ENTRIES {
@@ -379,84 +386,6 @@ impl Open {
         out.push_back(CloudOutput::Event(CloudEvent::MirrorFailed { topic, failure, told_by_agent }));
     }
 
-    fn stop_partitions(&mut self, id: MirrorId) {
-        let Some(mirror) = self.mirror(id) else { return };
-        let mut freed = 0;
-        for open in &mut mirror.partitions {
-            freed += open.mirror.held_bytes();
-            open.mirror.stop();
-        }
-        self.held_bytes -= freed;
-        self.timeouts.retain(|key, _| key.0 != id);
-        self.unconfirmed.retain(|key| key.0 != id);
-    }
-
-    /// Lets `act` change a partition, then passes on what follows from it and keeps the sums.
-    fn with_partition(
-        &mut self,
-        key: Key,
-        now: Time,
-        out: &mut VecDeque<CloudOutput>,
-        act: impl FnOnce(&mut OpenPartition),
-    ) {
-        let (id, partition) = key;
-        let Some(mirror) = self.mirror(id) else { return };
-        let topic = mirror.settings.topic.clone();
-        let Some(open) = mirror.partition(partition) else {
-            return;
-        };
-        let (held, confirmed) = (open.mirror.held_bytes(), open.mirror.progress().confirmed);
-        act(open);
-        debug_assert_eq!(open.mirror.validate(), Ok(()));
-        let mut failure = None;
-        while let Some(output) = open.mirror.poll_output() {
-            match output {
-                MirrorOutput::Recover { attempt } => {
-                    let topic = topic.clone();
-                    out.push_back(CloudOutput::Recover { mirror: id, topic, partition, attempt });
-                }
-                MirrorOutput::Produce { ticket, offset, batch } => {
-                    let topic = topic.clone();
-                    out.push_back(CloudOutput::Produce { mirror: id, topic, partition, ticket, offset, batch });
-                }
-                MirrorOutput::Skip { ticket, offset, count } => {
-                    let topic = topic.clone();
-                    out.push_back(CloudOutput::Skip { mirror: id, topic, partition, ticket, offset, count });
-                }
-                MirrorOutput::FastForward { ticket, from, to } => {
-                    let topic = topic.clone();
-                    out.push_back(CloudOutput::FastForward { mirror: id, topic, partition, ticket, from, to });
-                }
-                MirrorOutput::RecordLoss { ticket, from, to } => {
-                    let topic = topic.clone();
-                    out.push_back(CloudOutput::RecordLoss { mirror: id, topic, partition, ticket, from, to });
-                }
-                MirrorOutput::Position { run, next_offset, tail, rewind } => {
-                    let position = Position { mirror: id.0, partition, run, next_offset, tail, rewind };
-                    send(out, CloudBody::Position(position));
-                    if rewind {
-                        let topic = topic.clone();
-                        out.push_back(CloudOutput::Event(CloudEvent::Rewound { topic, partition, next_offset }));
-                    }
-                }
-                MirrorOutput::Failed(found) => failure = Some(found),
-            }
-        }
-        let (held_now, confirmed_now) = (open.mirror.held_bytes(), open.mirror.progress().confirmed);
-        let timeout = open.mirror.next_timeout();
-        self.held_bytes = self.held_bytes + held_now - held;
-        if confirmed_now > confirmed {
-            self.unconfirmed.insert(key);
-        }
-        match timeout {
-            Some(at) => self.timeouts.insert(key, at.max(now)),
-            None => self.timeouts.remove(&key),
-        };
-        if let Some(failure) = failure {
-            self.fail(id, failure, false, out);
-        }
-    }
-
     fn mirror(&mut self, id: MirrorId) -> Option<&mut OpenMirror> {
         self.mirrors.get_mut(id.0 as usize)
     }
@@ -467,47 +396,6 @@ impl Open {
         } else {
             Err(format!("mirror {mirror} does not exist"))
         }
-    }
-
-    pub(super) fn status(&self) -> CloudStatus {
-        CloudStatus {
-            term: Some(self.term),
-            source_cluster_id: self.source_cluster_id.clone(),
-            agent_software: self.agent_software.clone(),
-            held_bytes: self.held_bytes,
-            mirrors: self.mirrors.iter().map(mirror_status).collect(),
-        }
-    }
-}
-
-fn mirror_status(mirror: &OpenMirror) -> MirrorStatus {
-    let state = match &mirror.phase {
-        Phase::AwaitSource => {
-            MirrorState::Pending { reason: "the agent has not described the source topic yet".to_owned() }
-        }
-        Phase::Preparing { reason } => MirrorState::Pending { reason: reason.clone() },
-        Phase::Active => MirrorState::Active,
-        Phase::Paused => MirrorState::Paused,
-        Phase::SourceUnavailable { reason } => MirrorState::SourceUnavailable { reason: reason.clone() },
-        Phase::Failed(failure) => MirrorState::Failed(failure.clone()),
-    };
-    let partition = |(at, open): (usize, &OpenPartition)| CloudPartitionStatus {
-        partition: Partition::try_from(at).unwrap_or(Partition::MAX),
-        confirmed: open.mirror.progress().confirmed,
-        received: open.mirror.progress().received,
-        source_high_watermark: open.source_high_watermark,
-        held_bytes: open.mirror.held_bytes(),
-        live: open.mirror.is_live(),
-        last_doubt: open.mirror.last_doubt().map(str::to_owned),
-        doing: open.mirror.doing(),
-        gap_offsets: open.mirror.gap_offsets(),
-        rewinds: open.mirror.rewinds(),
-    };
-    MirrorStatus {
-        source: mirror.settings.source.clone(),
-        topic: mirror.settings.topic.clone(),
-        state,
-        partitions: mirror.partitions.iter().enumerate().map(partition).collect(),
     }
 }
 

@@ -51,6 +51,8 @@ impl MirrorState {
 pub struct CloudPartitionStatus {
     /// Its number.
     pub partition: Partition,
+    /// First offset of the mirror, when it was last read.
+    pub log_start: Offset,
     /// High watermark of the mirror.
     pub confirmed: Offset,
     /// Offset after the last record received.

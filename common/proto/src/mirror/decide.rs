@@ -8,7 +8,7 @@ use crate::id::Offset;
 pub enum Decision {
     /// It is next: append it.
     Append,
-    /// It is next and holds no record: the log end has to be moved past it.
+    /// It is next, or reaches beyond what is next, and holds no record: the log end has to be moved past it.
     Skip,
     /// It lies ahead: what comes before it is still missing.
     Wait,
@@ -24,9 +24,9 @@ pub fn decide(next: Offset, entry: &Entry) -> Decision {
     match entry {
         _ if end <= next => Decision::AlreadyThere,
         _ if first > next => Decision::Wait,
-        _ if first < next => Decision::Diverged,
-        Entry::Batch(_) => Decision::Append,
         Entry::Gap { .. } => Decision::Skip,
+        Entry::Batch(_) if first < next => Decision::Diverged,
+        Entry::Batch(_) => Decision::Append,
     }
 }
 
@@ -42,8 +42,8 @@ mod tests {
         let table = [
             (9, Decision::Wait, Decision::Wait),
             (10, Decision::Append, Decision::Skip),
-            (11, Decision::Diverged, Decision::Diverged),
-            (14, Decision::Diverged, Decision::Diverged),
+            (11, Decision::Diverged, Decision::Skip),
+            (14, Decision::Diverged, Decision::Skip),
             (15, Decision::AlreadyThere, Decision::AlreadyThere),
         ];
         for (next, for_batch, for_gap) in table {

@@ -57,8 +57,11 @@ impl Open {
         for at in 0..self.mirrors.len() {
             let id = MirrorId(u32::try_from(at).unwrap_or(u32::MAX));
             let Some(mirror) = self.mirror(id) else { continue };
-            let settings = &mirror.settings;
-            let paused = match wanted.get(&settings.source) {
+            let settings = &mut mirror.settings;
+            let named = wanted.get(&settings.source);
+            (settings.max_gap, settings.on_loss) =
+                named.map_or((link.max_gap, link.on_loss), |new| (new.max_gap, new.on_loss));
+            let paused = match named {
                 Some(new) => new.paused,
                 None => settings.topic != settings.source || link.filtered(&settings.source) != Some(Ok(())),
             };
@@ -79,7 +82,7 @@ impl Open {
     fn add(&mut self, settings: MirrorSettings, out: &mut VecDeque<CloudOutput>) {
         let id = MirrorId(u32::try_from(self.mirrors.len()).unwrap_or(u32::MAX));
         let phase = if settings.paused { Phase::Paused } else { Phase::AwaitSource };
-        self.mirrors.push(OpenMirror { settings, phase, source: None, partitions: Vec::new() });
+        self.mirrors.push(OpenMirror { settings, phase, source: None, partitions: Vec::new(), gap_offsets: 0 });
         self.announce(id, out);
     }
 
