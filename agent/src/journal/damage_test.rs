@@ -1,12 +1,13 @@
 //! Damage stays in its segment, and what it costs is told; a segment of a newer release and a folder in use are refused.
 
-use redb::Database;
+use redb::{Database, ReadableDatabase};
+use tombolo_proto::frame::{Entry, Packed};
 use tombolo_proto::id::{Offset, Partition};
 
 use super::crash_disk::{CrashDisk, Fault};
 use super::segments::segment_name;
 use super::spec_test::{frame, joined, read_all, sized, topic};
-use super::{Disk, Journal, JournalError, Limits, LostRange, SegmentJournal};
+use super::{Disk, Journal, JournalError, JournalFrame, Limits, LostRange, SegmentJournal};
 
 const LIMITS: Limits = Limits { max_bytes: 32 << 20, segment_bytes: 1 << 20 };
 const BODY: usize = 30_000;
@@ -281,13 +282,35 @@ fn newer_format_is_refused() {
     drop(journal);
     let db = Database::open(folder.path().join(segment_name(0))).expect("a segment");
     let transaction = db.begin_write().expect("healthy");
-    transaction.open_table(super::schema::META).expect("there").insert("format", 2).expect("healthy");
+    transaction.open_table(super::schema::META).expect("there").insert("format", 3).expect("healthy");
     transaction.commit().expect("healthy");
     drop(db);
     let error = SegmentJournal::open(folder.path(), LIMITS).expect_err("newer");
-    assert_eq!(error, JournalError::Version { file: segment_name(0), found: 2, known: 1 });
-    assert!(error.to_string().contains("00000000000000000000.redb has format 2"), "{error}");
+    assert_eq!(error, JournalError::Version { file: segment_name(0), found: 3, known: 2 });
+    assert!(error.to_string().contains("00000000000000000000.redb has format 3"), "{error}");
     assert!(folder.path().join(segment_name(0)).exists(), "left as it is");
+}
+
+#[test]
+fn a_release_before_gaps_reads_what_has_none() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let format = || {
+        let db = Database::open(folder.path().join(segment_name(0))).expect("a segment");
+        let meta = db.begin_read().expect("healthy").open_table(super::schema::META).expect("there");
+        meta.get("format").expect("healthy").map(|format| format.value())
+    };
+    let append = |frame: &JournalFrame| {
+        let (mut journal, _) = SegmentJournal::open(folder.path(), LIMITS).expect("healthy");
+        journal.append(std::slice::from_ref(frame)).expect("room");
+    };
+    append(&frame("t", 0, 0, 1));
+    assert_eq!(format(), Some(1));
+    let gap = Packed::new(&[Entry::Gap { offset: 1, count: 4 }]);
+    append(&JournalFrame { packed: gap.clone(), ..frame("t", 0, 1, 4) });
+    assert_eq!(format(), Some(2));
+    let (mut journal, lost) = SegmentJournal::open(folder.path(), LIMITS).expect("healthy");
+    let read = journal.read(&topic("t"), 0, 3, 1).expect("there");
+    assert_eq!((read.first().map(|packed| packed.tail.clone()), lost), (Some(gap.tail), Vec::new()));
 }
 
 #[test]

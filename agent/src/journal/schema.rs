@@ -16,8 +16,10 @@ use tombolo_proto::frame::Packed;
 use tombolo_proto::id::{Offset, Partition};
 use tombolo_proto::wire::TailBatch;
 
-/// Version of the format that is written, and the newest that is read.
-pub(super) const FORMAT: u64 = 1;
+/// Newest version of the format that is read: frames whose evidence has gaps.
+pub(super) const FORMAT: u64 = 2;
+/// What is written as long as there are none: the releases before gaps read it too.
+pub(super) const FORMAT_WITHOUT_GAPS: u64 = 1;
 pub(super) const FORMAT_KEY: &str = "format";
 
 pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
@@ -127,16 +129,20 @@ impl FrameRow {
                 .map(|batch| (batch.last_offset - batch.base_offset + 1).cast_unsigned())
                 .collect(),
             tail_crcs: packed.tail.iter().map(|batch| batch.crc).collect(),
-            tail_gaps: if packed.tail.iter().any(|one| one.gap) {
-                packed.tail.iter().map(|one| one.gap).collect()
-            } else {
-                Vec::new()
+            tail_gaps: match Self::has_gaps(packed) {
+                true => packed.tail.iter().map(|one| one.gap).collect(),
+                false => Vec::new(),
             },
             crc: 0,
         };
         let crc = crc32c::crc32c_append(key.crc(packed.first_offset), &row.encode_to_vec());
         row.crc = packed.body.iter().fold(crc, |crc, piece| crc32c::crc32c_append(crc, piece));
         row
+    }
+
+    /// Whether only [`FORMAT`] has such rows.
+    pub(super) fn has_gaps(packed: &Packed) -> bool {
+        packed.tail.iter().any(|one| one.gap)
     }
 
     /// The frame, if the checksum holds.

@@ -16,7 +16,9 @@ use tombolo_proto::id::{Offset, Partition, TopicName};
 
 use super::disk::Disk;
 use super::gauge::{Extent, Gauge};
-use super::schema::{DATA, FORMAT, FORMAT_KEY, FRAMES, FrameRow, META, RANGES, RangeRow, RunKey, row_bytes};
+use super::schema::{
+    DATA, FORMAT, FORMAT_KEY, FORMAT_WITHOUT_GAPS, FRAMES, FrameRow, META, RANGES, RangeRow, RunKey, row_bytes,
+};
 use super::store::{StoreError, contained, corrupt};
 
 /// redb's cache of the file that is written. Pages of one commit beyond it are written before the commit.
@@ -64,7 +66,7 @@ impl Writer {
         contained(|| {
             let (db, extent) = open_database(file)?;
             let transaction = begin(&db)?;
-            transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
+            transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT_WITHOUT_GAPS)?;
             drop((transaction.open_table(DATA)?, transaction.open_table(FRAMES)?, transaction.open_table(RANGES)?));
             transaction.commit()?;
             Ok(Self { db, extent, position: 0 })
@@ -100,6 +102,9 @@ impl Writer {
     ) -> Result<(), StoreError> {
         contained(|| {
             let transaction = begin(&self.db)?;
+            if entries.iter().any(|entry| FrameRow::has_gaps(entry.packed)) {
+                transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
+            }
             let end = write_frames(&transaction, self.position, entries)?;
             write_bodies(&transaction, self.position, entries)?;
             let mut table = transaction.open_table(RANGES)?;
@@ -270,7 +275,7 @@ impl Snapshot {
                 Err(error) => return Err(error.into()),
             };
             match format {
-                Some(FORMAT) => {}
+                Some(FORMAT_WITHOUT_GAPS..=FORMAT) => {}
                 Some(newer) if newer > FORMAT => return Err(StoreError::Version(newer)),
                 _ => return Err(corrupt("no journal")),
             }

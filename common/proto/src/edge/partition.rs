@@ -563,8 +563,29 @@ impl EdgePartition {
                 SentWhat::Journaled(tail) => tail.into_iter().for_each(|batch| self.remember(batch)),
             }
         }
+        self.remember_part(offset);
         self.drop_journal_below(offset);
         Some(before - self.in_flight_bytes)
+    }
+
+    /// Remembers what the cloud has, up to `offset`, of a frame or a gap that it does not have whole.
+    fn remember_part(&mut self, offset: Offset) {
+        let end = self.shipped_end();
+        let tail = match self.flight.front().map(|sent| &sent.what) {
+            Some(SentWhat::Held(held)) => vec![held.tail()],
+            Some(SentWhat::Journaled(tail)) => tail.clone(),
+            None => return,
+        };
+        for one in tail.into_iter().filter(|one| one.base_offset < offset) {
+            if one.last_offset < offset {
+                self.remember(one);
+            } else if one.gap {
+                self.remember(TailBatch::gap(one.base_offset, offset));
+            }
+        }
+        if self.shipped_end() != end {
+            self.shipped_epoch = -1;
+        }
     }
 
     fn remember(&mut self, entry: TailBatch) {

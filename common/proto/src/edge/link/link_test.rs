@@ -494,3 +494,184 @@ fn frames_carry_whole_batches_in_order() {
     assert_eq!(frame.body, crate::edge::OutgoingBody::Entries(vec![Entry::Batch(batch(0)), Entry::Batch(batch(2))]));
     assert_eq!((frame.mirror, frame.partition, frame.run), (MirrorId(0), 0, 1));
 }
+
+fn mixed(fetch: u64) -> EdgeInput {
+    entries(fetch, vec![Entry::Batch(batch(0)), gap(2, 10), Entry::Batch(batch(10))])
+}
+
+/// As [`live`], with a batch, a gap and a batch sent.
+fn live_with_gap() -> EdgeLink {
+    let (mut link, fetch) = live();
+    feed(&mut link, mixed(fetch));
+    assert_eq!(frames(&mut link), [(1, 0, 12)]);
+    link
+}
+
+#[test]
+fn resumes_within_a_gap() {
+    for next_offset in 2..10 {
+        let mut link = live_with_gap();
+        reconnect(&mut link);
+        let mut end = vec![tail(&batch(0))];
+        if next_offset > 2 {
+            end.push(TailBatch::gap(2, next_offset));
+        }
+        let outputs = feed(&mut link, position(1, next_offset, end));
+        assert_eq!(fetch_of(&outputs), None, "{outputs:?}");
+        let frame = link.poll_frame().expect("a frame");
+        let expected = vec![gap(next_offset, 10), Entry::Batch(batch(10))];
+        assert_eq!(frame.body, crate::edge::OutgoingBody::Entries(expected));
+        feed(&mut link, confirm(1, 12));
+        assert_eq!((link.status().window_bytes, link.status().in_flight_bytes), (0, 0));
+    }
+}
+
+#[test]
+fn goes_on_where_a_confirm_within_a_gap_left_off() {
+    let mut link = live_with_gap();
+    feed(&mut link, confirm(1, 5));
+    assert_eq!(link.status().mirrors[0].partitions[0].confirmed, Some(5));
+    reconnect(&mut link);
+    assert_eq!(rewinds(&link), 0);
+    feed(&mut link, position(1, 7, vec![tail(&batch(0)), TailBatch::gap(2, 7)]));
+    assert_eq!(frames(&mut link), [(1, 7, 12)], "what was shipped of the gap, and what was held, make it one");
+}
+
+#[test]
+fn gaps_side_by_side_are_one_until_they_are_sent() {
+    let (mut link, fetch) = live();
+    for (first, next) in [(0, 3), (3, 4), (2, 9)] {
+        feed(&mut link, entries(fetch, vec![gap(first, next)]));
+    }
+    assert_eq!(link.status().window_bytes, gap(0, 9).bytes());
+    let frame = link.poll_frame().expect("a frame");
+    assert_eq!(frame.body, crate::edge::OutgoingBody::Entries(vec![gap(0, 9)]));
+    feed(&mut link, entries(fetch, vec![gap(9, 11)]));
+    assert_eq!(frames(&mut link), [(1, 9, 11)]);
+    feed(&mut link, confirm(1, 11));
+    reconnect(&mut link);
+    let outputs = feed(&mut link, position(1, 11, vec![TailBatch::gap(0, 11)]));
+    assert!(matches!(outputs[..], [EdgeOutput::Send(_)]), "placed: {outputs:?}");
+}
+
+#[test]
+fn a_gap_against_records_is_evidence() {
+    for (end, next_offset) in [
+        (vec![TailBatch::gap(0, 1), TailBatch::gap(1, 2)], 2),
+        (vec![tail(&batch(0)), tail(&batch(2))], 4),
+        (vec![TailBatch::gap(9, 12)], 12),
+    ] {
+        let mut link = live_with_gap();
+        reconnect(&mut link);
+        let outputs = feed(&mut link, position(1, next_offset, end));
+        assert_eq!(failure(&outputs), Some(FailureCode::Diverged), "{outputs:?}");
+        assert_eq!(frames(&mut link), []);
+    }
+}
+
+#[test]
+fn what_was_read_of_a_compacted_log_may_lack_records() {
+    let compacted = |link: &mut EdgeLink| {
+        let configs = vec![TopicConfig { name: "cleanup.policy".to_owned(), value: "delete, compact".to_owned() }];
+        let source = SourceTopic { partitions: 1, topic_id: Some([1; 16]), configs, retention: Retention::default() };
+        feed(link, EdgeInput::Source { topic: topic(), source: Ok(source) })
+    };
+    let end = || vec![tail(&batch(0)), tail(&batch(2))];
+    let mut link = live_with_gap();
+    compacted(&mut link);
+    reconnect(&mut link);
+    let outputs = feed(&mut link, position(1, 4, end()));
+    assert!(matches!(outputs[..], [EdgeOutput::CompareTail { compacted: true, .. }]), "{outputs:?}");
+    // What was shipped was read by nobody else.
+    let mut link = live_with_gap();
+    compacted(&mut link);
+    feed(&mut link, confirm(1, 12));
+    reconnect(&mut link);
+    assert_eq!(failure(&feed(&mut link, position(1, 4, end()))), Some(FailureCode::Diverged));
+}
+
+fn overtaken(fetch: u64, log_start: Offset) -> EdgeInput {
+    EdgeInput::Overtaken { topic: topic(), partition: 0, fetch, log_start }
+}
+
+fn start_of(outputs: &[EdgeOutput]) -> Option<(u32, Offset)> {
+    outputs.iter().find_map(|output| match output {
+        EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) => Some((start.run, start.offset)),
+        _ => None,
+    })
+}
+
+fn placed(outputs: &[EdgeOutput]) -> Option<bool> {
+    outputs.iter().find_map(|output| match output {
+        EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::Placed(placed)) }) => Some(placed.unverified),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_log_that_starts_above_an_empty_mirror_is_read_from_its_start() {
+    let (mut link, fetch) = live();
+    let outputs = feed(&mut link, overtaken(fetch, 500));
+    assert_eq!((outputs.len(), start_of(&outputs)), (1, Some((1, 500))));
+    assert_eq!(feed(&mut link, overtaken(fetch, 500)), [], "told once");
+    let outputs = feed(&mut link, position(2, 500, Vec::new()));
+    assert_eq!(placed(&outputs), Some(false), "nothing is there to be compared: {outputs:?}");
+    let (fetch, offset) = fetch_of(&outputs).expect("fetches");
+    assert_eq!(offset, 500);
+    feed(&mut link, fetched(fetch, [500]));
+    assert_eq!(frames(&mut link), [(2, 500, 502)]);
+    // And it is known to be so in later sessions.
+    let mut link = open();
+    let (fetch, _) = fetch_of(&feed(&mut link, position(1, 0, Vec::new()))).expect("fetches");
+    feed(&mut link, overtaken(fetch, 500));
+    feed(&mut link, position(2, 500, Vec::new()));
+    let shipped = link.take_checkpoint(true).expect("changed").partitions.remove(0).shipped;
+    assert_eq!(shipped, [TailBatch::gap(0, 500)]);
+    reconnect(&mut link);
+    assert_eq!(placed(&feed(&mut link, position(1, 500, Vec::new()))), Some(false));
+}
+
+#[test]
+fn a_start_is_told_when_all_before_it_is_confirmed() {
+    let (mut link, fetch) = live();
+    feed(&mut link, mixed(fetch));
+    assert_eq!(start_of(&feed(&mut link, overtaken(fetch, 500))), None);
+    assert_eq!(frames(&mut link), [(1, 0, 12)]);
+    assert_eq!(start_of(&feed(&mut link, confirm(1, 10))), None);
+    assert_eq!(start_of(&feed(&mut link, confirm(1, 12))), Some((1, 500)));
+    assert_eq!(start_of(&feed(&mut link, confirm(1, 12))), None, "once");
+    // The gateway made a gap of what was lost.
+    let outputs = feed(&mut link, position(2, 500, vec![tail(&batch(10)), TailBatch::gap(12, 500)]));
+    assert_eq!((placed(&outputs), fetch_of(&outputs).map(|(_, offset)| offset)), (Some(false), Some(500)));
+}
+
+#[test]
+fn a_start_is_looked_for_again_in_the_next_run() {
+    let (mut link, fetch) = live();
+    feed(&mut link, mixed(fetch));
+    feed(&mut link, overtaken(fetch, 500));
+    frames(&mut link);
+    reconnect(&mut link);
+    let outputs = feed(&mut link, position(1, 12, vec![tail(&batch(10))]));
+    let (fetch, offset) = fetch_of(&outputs).expect("fetches");
+    assert_eq!((offset, start_of(&outputs)), (12, None));
+    assert_eq!(start_of(&feed(&mut link, overtaken(fetch, 700))), Some((1, 700)));
+    // The session ends before the gateway has done it, or after: either way the next one goes on.
+    reconnect(&mut link);
+    let outputs = feed(&mut link, position(1, 12, vec![tail(&batch(10))]));
+    let (fetch, _) = fetch_of(&outputs).expect("fetches");
+    assert_eq!(start_of(&feed(&mut link, overtaken(fetch, 700))), Some((1, 700)));
+    reconnect(&mut link);
+    let outputs = feed(&mut link, position(1, 700, vec![tail(&batch(10)), TailBatch::gap(12, 700)]));
+    assert_eq!((placed(&outputs), fetch_of(&outputs).map(|(_, offset)| offset)), (Some(false), Some(700)));
+}
+
+#[test]
+fn a_start_that_is_no_news_is_read_from() {
+    let (mut link, fetch) = live();
+    feed(&mut link, mixed(fetch));
+    for log_start in [3, 12] {
+        let outputs = feed(&mut link, overtaken(fetch, log_start));
+        assert_eq!(fetch_of(&outputs).map(|(_, offset)| offset), (log_start == 3).then_some(12), "{outputs:?}");
+    }
+}

@@ -618,3 +618,125 @@ fn the_epoch_of_a_journal_that_was_let_go_of_is_remembered() {
     let outputs = site.feed(EdgeInput::TailCompared { topic: topic(), partition: 0, ticket, verdict });
     assert_eq!(fetch_of(&outputs).map(|(_, offset, epoch)| (offset, epoch)), Some((4, Some(0))));
 }
+
+fn gap(offset: Offset, next: Offset) -> Entry {
+    Entry::Gap { offset, count: next - offset }
+}
+
+#[test]
+fn gaps_go_to_the_journal_and_come_back() {
+    let (mut site, fetch) = live();
+    site.feed(EdgeInput::Disconnected);
+    site.entries(fetch, vec![Entry::Batch(batch(0)), gap(2, 50), Entry::Batch(batch(50)), gap(52, 60)]);
+    site.pass(DELAY);
+    assert_eq!((site.status().journal, site.status().window_bytes), (Some((0, 60)), 0));
+    site.entries(fetch, vec![gap(60, 62)]);
+    site.connect();
+    site.position(1, 0, Vec::new());
+    assert_eq!(site.sent(), [(0, 60, true), (60, 62, false)]);
+    site.confirm(1, 40);
+    site.confirm(1, 62);
+    assert_eq!((site.status().journal, site.status().window_bytes), (None, 0));
+    site.feed(EdgeInput::Disconnected);
+    site.connect();
+    let outputs = site.position(1, 62, vec![TailBatch::of(&batch(50)), TailBatch::gap(52, 62)]);
+    assert!(matches!(outputs[..], [EdgeOutput::Send(_), ..]), "known: {outputs:?}");
+}
+
+#[test]
+fn a_mirror_that_ends_within_a_journaled_gap_goes_on_there() {
+    let entries = [Entry::Batch(batch(0)), gap(2, 50), Entry::Batch(batch(50))];
+    let mut site = Site::restored(checkpoint(0, Vec::new()), vec![Packed::new(&entries)]);
+    site.found(1);
+    site.connect();
+    let end = vec![TailBatch::of(&batch(0)), TailBatch::gap(2, 20)];
+    let outputs = site.position(1, 20, end);
+    let ticket = outputs
+        .iter()
+        .find_map(|output| if let EdgeOutput::CompareTail { ticket, .. } = output { Some(*ticket) } else { None });
+    let (ticket, verdict) = (ticket.expect("the journal is asked"), Verdict::Agrees);
+    let outputs = site.feed(EdgeInput::TailCompared { topic: topic(), partition: 0, ticket, verdict });
+    assert!(!discards(&outputs), "{outputs:?}");
+    assert_eq!(site.sent(), [(0, 52, true)], "the gateway takes what it lacks");
+    site.confirm(1, 52);
+    let shipped = site.link.take_checkpoint(true).expect("changed").partitions.remove(0).shipped;
+    assert_eq!(shipped.last(), Some(&TailBatch::of(&batch(50))));
+}
+
+#[test]
+fn a_gap_of_which_the_cloud_has_a_part_is_written_from_there() {
+    let (mut site, fetch) = live();
+    site.entries(fetch, vec![gap(0, 50), Entry::Batch(batch(50))]);
+    site.sent();
+    site.confirm(1, 20);
+    site.pass(DELAY + DELAY);
+    assert_eq!(site.journal.iter().map(|packed| packed.first_offset).min(), Some(20), "and none is left out");
+    assert_eq!(site.status().journal, Some((20, 52)));
+    site.feed(EdgeInput::Disconnected);
+    site.connect();
+    site.position(2, 20, vec![TailBatch::gap(0, 20)]);
+    assert_eq!(site.sent(), [(20, 52, true)]);
+}
+
+#[test]
+fn a_gap_that_is_being_written_does_not_grow() {
+    let (mut site, fetch) = live();
+    site.feed(EdgeInput::Disconnected);
+    site.entries(fetch, vec![gap(0, 10)]);
+    site.now += DELAY;
+    site.feed(EdgeInput::Timeout);
+    assert!(site.waiting.is_some());
+    site.entries(fetch, vec![gap(10, 20)]);
+    site.keep(&Ok(()));
+    assert_eq!(site.status().journal.map(|(first, _)| first), Some(0));
+    site.pass(DELAY);
+    assert_eq!((site.status().journal, site.status().window_bytes), (Some((0, 20)), 0));
+    let ends: Vec<_> = site.journal.iter().map(|packed| (packed.first_offset, packed.next_offset)).collect();
+    assert_eq!(ends, [(0, 10), (10, 20)]);
+}
+
+#[test]
+fn nobody_knows_the_epoch_of_a_gaps_markers() {
+    let (mut site, fetch) = live();
+    site.feed(EdgeInput::Disconnected);
+    site.entries(fetch, vec![Entry::Batch(batch(0)), gap(2, 4)]);
+    site.pass(DELAY);
+    let mut again = Site::restored(checkpoint(0, Vec::new()), site.journal.clone());
+    assert_eq!(fetch_of(&again.found(1)).map(|(_, offset, epoch)| (offset, epoch)), Some((4, None)));
+}
+
+#[test]
+fn a_source_that_starts_above_is_a_matter_for_the_gateway() {
+    let mut site = Site::restored(checkpoint(6, tail(4)), Vec::new());
+    let (fetch, ..) = fetch_of(&site.found(1)).expect("reads on");
+    let outputs = site.feed(EdgeInput::Overtaken { topic: topic(), partition: 0, fetch, log_start: 90 });
+    assert!(matches!(outputs[..], [EdgeOutput::Event(EdgeEvent::Stuck { .. })]), "{outputs:?}");
+    assert_eq!((fetch_of(&site.found(1)), site.status().stuck), (None, true));
+    site.connect();
+    let outputs = site.position(1, 6, tail(4));
+    let (fetch, offset, _) = fetch_of(&outputs).expect("looks again");
+    let outputs = site.feed(EdgeInput::Overtaken { topic: topic(), partition: 0, fetch, log_start: 95 });
+    let told = outputs.iter().any(|output| {
+        matches!(output, EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) if start.offset == 95)
+    });
+    assert!(told && offset == 6, "{outputs:?}");
+}
+
+#[test]
+fn what_is_journaled_goes_before_a_start_is_told() {
+    let mut site = Site::restored(checkpoint(0, Vec::new()), frames(&[0, 4]));
+    let (fetch, offset, _) = fetch_of(&site.found(1)).expect("reads on");
+    assert_eq!(offset, 8);
+    site.connect();
+    site.position(1, 0, Vec::new());
+    let start_of = |outputs: &[EdgeOutput]| {
+        outputs.iter().find_map(|output| match output {
+            EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) => Some(start.offset),
+            _ => None,
+        })
+    };
+    let outputs = site.feed(EdgeInput::Overtaken { topic: topic(), partition: 0, fetch, log_start: 95 });
+    assert_eq!(start_of(&outputs), None);
+    assert_eq!(site.sent(), [(0, 4, true), (4, 8, true)]);
+    assert_eq!(start_of(&site.confirm(1, 8)), Some(95));
+}
