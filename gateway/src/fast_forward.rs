@@ -29,7 +29,7 @@ const BATCH: i32 = 100_000;
 /// Where the topic takes no larger batch.
 const LEAST_BATCH: i32 = 100;
 /// Offsets after which filler is deleted: a reader of the mirror finds as little of it as may be, and it takes no disk.
-const DELETE_EVERY: i64 = 10_000_000;
+const DELETE_EVERY: i64 = 1_000_000;
 /// For the brokers to delete records on all replicas.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -42,8 +42,10 @@ pub(crate) enum FastForwardError {
     Kafka(#[from] KafkaError),
     #[error(transparent)]
     Filler(#[from] ReencodeError),
-    #[error("the log ends at {found}, not at {expected}: somebody else writes into the mirror")]
+    #[error("the log ends at {found} by now, not at {expected}")]
     Moved { expected: Offset, found: Offset },
+    #[error("the log holds offsets {log_start} to {log_end}: a mirror that holds something has started")]
+    Started { log_start: Offset, log_end: Offset },
     #[error("{topic}[{partition}]: filler for offset {offset}: {reason}")]
     Append { topic: TopicName, partition: Partition, offset: Offset, reason: String },
     #[error(transparent)]
@@ -83,13 +85,18 @@ pub(crate) async fn fast_forward(
     if stand.log_end != from {
         return Err(FastForwardError::Moved { expected: from, found: stand.log_end });
     }
-    // Of its own: batches of this size would hold up everybody's answers.
-    let connection = cluster.connect(stand.leader.broker).await?;
+    let Stand { leader, log_start, log_end, .. } = stand;
+    if log_start != log_end {
+        return Err(FastForwardError::Started { log_start, log_end: log_end - 1 });
+    }
+    // Filler has a connection of its own: batches of this size would hold up everybody's answers, and deletions, which wait
+    // for the replicas, would hold up filler.
+    let (connection, deletions) = (cluster.connect(leader.broker).await?, cluster.shared(leader.broker).await?);
     // Changes nothing, and says before anything is filled whether it may be deleted.
-    delete_before(&connection, place, stand.log_start).await?;
-    let filler = Filler { connection, place, timeout };
+    delete_before(&deletions, place, log_start).await?;
+    let filler = Filler { connection, deletions, place, timeout };
     filler.fill(&stand, to).await?;
-    delete_before(&filler.connection, place, to).await?;
+    delete_before(&filler.deletions, place, to).await?;
     Ok(())
 }
 
@@ -110,6 +117,7 @@ pub(crate) async fn delete_before(connection: &Connection, place: &Place, offset
 
 struct Filler<'a> {
     connection: Connection,
+    deletions: Connection,
     place: &'a Place,
     timeout: Duration,
 }
@@ -133,10 +141,10 @@ impl Filler<'_> {
     async fn fill(&self, stand: &Stand, to: Offset) -> Result<(), FastForwardError> {
         let mut next = stand.log_end;
         let mut sequence = stand.next_sequence();
-        let mut deleted = stand.log_start;
         let mut size = BATCH;
         let mut full = filler(size).await?;
         let mut sent: VecDeque<Sent> = VecDeque::new();
+        let mut deletion = Deletion { offset: stand.log_start, work: None };
         // A broker that does not know the id takes any sequence: the second batch must not come before the first.
         let mut depth = 1;
         while next < to || !sent.is_empty() {
@@ -150,15 +158,11 @@ impl Filler<'_> {
             }
             let Some(first) = sent.pop_front() else { continue };
             let (offset, count, of_first) = (first.offset, first.count, first.sequence);
-            match self.settle(first).await {
+            match self.settle(first, &mut deletion).await {
                 Ok(Filled::Appended) => {
                     depth = MAX_IN_FLIGHT;
-                    let filled = offset + i64::from(count);
                     metrics::filler_appended(count);
-                    if filled - deleted >= DELETE_EVERY {
-                        delete_before(&self.connection, self.place, filled).await?;
-                        deleted = filled;
-                    }
+                    self.delete_some(offset + i64::from(count), &mut deletion);
                 }
                 Ok(Filled::TooLarge) if depth == 1 && size > LEAST_BATCH => {
                     size /= 10;
@@ -166,10 +170,13 @@ impl Filler<'_> {
                     (next, sequence) = (offset, of_first);
                 }
                 Ok(Filled::TooLarge) => {
-                    let reason = ErrorCode::MESSAGE_TOO_LARGE.to_string();
-                    return Err(self.failed(offset, reason, sent).await);
+                    settle_all(sent).await;
+                    return Err(self.refused(offset, ErrorCode::MESSAGE_TOO_LARGE.to_string()));
                 }
-                Err(reason) => return Err(self.failed(offset, reason, sent).await),
+                Err(error) => {
+                    settle_all(sent).await;
+                    return Err(error);
+                }
             }
         }
         Ok(())
@@ -186,24 +193,65 @@ impl Filler<'_> {
         Sent { offset, count, sequence, answer }
     }
 
-    async fn settle(&self, sent: Sent) -> Result<Filled, String> {
-        let answers = sent.answer.await.map_err(|error| error.to_string())?;
+    /// The answer to a batch, and what becomes of the deletion meanwhile.
+    async fn settle(&self, sent: Sent, deletion: &mut Deletion<'_>) -> Result<Filled, FastForwardError> {
+        let Sent { offset, mut answer, .. } = sent;
+        let answers = loop {
+            tokio::select! {
+                answers = &mut answer => break answers?,
+                deleted = deletion.ended() => {
+                    if let Err(error) = deleted {
+                        // It is behind the batch in no way, but who looks at the log next must see all of it.
+                        drop(answer.await);
+                        return Err(error.into());
+                    }
+                }
+            }
+        };
         match answers.into_iter().next().map(|answer| (answer.result, answer.message)) {
-            Some((Ok(ack), _)) if ack.base_offset == sent.offset => Ok(Filled::Appended),
-            Some((Ok(ack), _)) => Err(format!("it ended up at offset {}", ack.base_offset)),
+            Some((Ok(ack), _)) if ack.base_offset == offset => Ok(Filled::Appended),
+            Some((Ok(ack), _)) => Err(self.refused(offset, format!("it ended up at offset {}", ack.base_offset))),
             Some((Err(ErrorCode::MESSAGE_TOO_LARGE), _)) => Ok(Filled::TooLarge),
-            Some((Err(code), message)) => Err(format!("{code} {}", message.unwrap_or_default())),
-            None => Err("no answer".to_owned()),
+            Some((Err(code), message)) => Err(self.refused(offset, format!("{code} {}", message.unwrap_or_default()))),
+            None => Err(self.refused(offset, "no answer".to_owned())),
         }
     }
 
-    /// Waits for what is still on its way: whoever looks at the log next must see all of it.
-    async fn failed(&self, offset: Offset, reason: String, sent: VecDeque<Sent>) -> FastForwardError {
-        for later in sent {
-            // Refused as a matter of course.
-            drop(later.answer.await);
+    /// Begins to delete what is filled, unless that is little, or some is being deleted.
+    fn delete_some<'d>(&'d self, filled: Offset, deletion: &mut Deletion<'d>) {
+        if deletion.work.is_none() && filled - deletion.offset >= DELETE_EVERY {
+            deletion.offset = filled;
+            deletion.work = Some(Box::pin(delete_before(&self.deletions, self.place, filled)));
         }
+    }
+
+    fn refused(&self, offset: Offset, reason: String) -> FastForwardError {
         FastForwardError::Append { topic: self.place.topic.clone(), partition: self.place.partition, offset, reason }
+    }
+}
+
+/// Filler that is being deleted behind what is appended.
+struct Deletion<'a> {
+    /// Below this it is, or was.
+    offset: Offset,
+    work: Option<BoxFuture<'a, Result<(), DeleteError>>>,
+}
+
+impl Deletion<'_> {
+    /// Waits for the end of what is being deleted.
+    async fn ended(&mut self) -> Result<(), DeleteError> {
+        let Some(work) = &mut self.work else { return std::future::pending().await };
+        let result = work.await;
+        self.work = None;
+        result
+    }
+}
+
+/// Waits for what is still on its way, which is refused as a matter of course: who looks at the log next must see all of
+/// it.
+async fn settle_all(sent: VecDeque<Sent>) {
+    for later in sent {
+        drop(later.answer.await);
     }
 }
 

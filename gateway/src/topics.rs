@@ -4,6 +4,7 @@ mod configs;
 mod upkeep;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -61,12 +62,14 @@ pub(crate) struct Topics {
     max_batch: usize,
     retention: RetentionSettings,
     warned: Arc<Mutex<HashSet<(TopicName, &'static str)>>>,
+    /// Whether the log says that the right to write markers is missing.
+    told_right: Arc<AtomicBool>,
 }
 
 impl Topics {
     /// `max_batch` is the largest batch that a link may carry, in bytes.
     pub(crate) fn new(cluster: Cluster, max_batch: usize, retention: RetentionSettings) -> Self {
-        Self { cluster, max_batch, retention, warned: Arc::default() }
+        Self { cluster, max_batch, retention, warned: Arc::default(), told_right: Arc::default() }
     }
 
     /// Makes the topic ready, or says why it is not; gives its partition count.
@@ -210,11 +213,10 @@ impl Topics {
                 "the source topic has cleanup.policy={policy}, so its log has gaps, which take markers: {reason}"
             )));
         }
-        if self.is_first(wanted, "markers") {
+        if !self.told_right.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                topic = %wanted.topic,
                 reason,
-                "the mirror will be FAILED at the first gap of its source (a transaction's marker is one)"
+                "mirrors will be FAILED at the first gap of their sources; a transaction's marker is one"
             );
         }
         Ok(())
@@ -222,9 +224,14 @@ impl Topics {
 
     /// Checks the configs of a topic that is there, and changes those that are the gateway's to see to.
     async fn fit(&self, wanted: &Wanted) -> Result<(), TopicError> {
-        let Some(found) = self.configs(wanted, &configs::LOOKED_UP).await? else {
+        let Some(mut found) = self.configs(wanted, &configs::LOOKED_UP).await? else {
             return Ok(());
         };
+        if let Some(change) = configs::misfit_policy(&wanted.configs, &found)
+            && self.alter(wanted, vec![change]).await?.is_ok()
+        {
+            found.retain(|(name, _)| name != "cleanup.policy");
+        }
         configs::check_existing(wanted.topic.as_str(), &wanted.configs, &found).map_err(TopicError::Failed)?;
         let changes = configs::before_appending(&wanted.configs, &found, self.retention.hold);
         if let Err(error) = self.alter(wanted, changes).await? {

@@ -12,6 +12,7 @@
 //!                             |    an errand put off   |                  |
 //!                             +------------------------+------------------+
 //!   any state: foreign bytes, a refusal or a peer's word -> Failed; stop() -> Idle
+//!   Idle, Settling: to Waiting where markers were in doubt less than the settle time ago
 //! ```
 //!
 //! When Live and nothing is in flight, an errand may go out, and nothing else until its answer: Skip for a gap (`skip`),
@@ -54,6 +55,7 @@ use crate::progress::{ChainError, CloudProgress};
 
 use errand::{Errand, ErrandKind};
 use held::Held;
+use skip::Strays;
 
 /// First wait before the log end is read again after it could not be; doubles up to [`LAST_BACKOFF`].
 const FIRST_BACKOFF: Time = Time::from_millis(100);
@@ -134,12 +136,7 @@ pub struct Mirror {
     /// The broker has taken a batch since nothing was in flight, so it holds our sequence and refuses what stands behind
     /// a refused batch.
     known_to_broker: bool,
-    /// Markers that may still be appended, of those that were in doubt since the gap that comes next was begun.
-    late: i64,
-    /// Where the log ends was read since the last markers were sent.
-    looked: bool,
-    /// No look at the log end tells what became of markers before this.
-    settle_until: Option<Time>,
+    strays: Strays,
     /// Where the registry says that the mirror starts.
     starting: Option<Offset>,
     log_start: Offset,
@@ -171,9 +168,7 @@ impl Mirror {
             next_sequence: 0,
             remembered: false,
             known_to_broker: false,
-            late: 0,
-            looked: false,
-            settle_until: None,
+            strays: Strays::default(),
             starting: None,
             log_start: 0,
             skipped: 0,
@@ -260,9 +255,10 @@ impl Mirror {
     pub fn validate(&self) -> Result<(), ChainError> {
         let CloudProgress { confirmed, produced, received } = self.progress;
         debug_assert!(self.in_flight.len() <= MAX_IN_FLIGHT);
+        debug_assert!(produced <= self.handed && self.handed <= received, "{:?} {}", self.progress, self.handed);
         debug_assert!(self.held.spans(confirmed, received), "{:?} {:?}", self.progress, self.held);
         debug_assert!(self.errand.is_none() || self.in_flight.is_empty(), "nothing is sent during {:?}", self.errand);
-        debug_assert!(self.late >= 0 && self.skipped >= 0);
+        debug_assert!(self.strays.late >= 0 && self.skipped >= 0);
         match (&self.state, self.errand) {
             (State::Live, None) => debug_assert!(!self.in_flight.is_empty() || produced == confirmed),
             (State::Live, Some(Errand { kind: ErrandKind::Skip, from, to, .. })) => {
@@ -281,7 +277,8 @@ impl Mirror {
         self.progress.validate()
     }
 
-    /// Starts: reads where the partition stands. Nothing happens unless it is idle.
+    /// Starts: reads where the partition stands, as soon as nothing of before a stop can change it. Nothing happens unless
+    /// it is idle.
     pub fn recover(&mut self) {
         if self.state == State::Idle {
             self.begin();
@@ -436,7 +433,7 @@ impl Mirror {
         }
         self.skipped = self.skipped.saturating_add(self.held.release(self.progress.confirmed));
         if self.held.first_gap_end().is_none() {
-            self.late = 0;
+            self.strays.wary = false;
         }
     }
 
@@ -459,7 +456,10 @@ impl Mirror {
     fn halt(&mut self, state: State) {
         self.state = state;
         // Frames of the run that ends here are still on their way.
-        self.run += u32::from(self.place != Place::Nowhere);
+        if self.place != Place::Nowhere {
+            self.run += 1;
+            self.strays.ceiling = Some(self.sent_up_to());
+        }
         self.place = Place::Nowhere;
         self.in_flight.clear();
         self.call_back();
@@ -488,6 +488,10 @@ mod tests;
 #[cfg(test)]
 #[path = "mirror/skip_test.rs"]
 mod skip_tests;
+
+#[cfg(test)]
+#[path = "mirror/model_test.rs"]
+mod model_tests;
 
 #[cfg(test)]
 #[path = "mirror/start_test.rs"]

@@ -60,11 +60,14 @@ impl Registry {
         entry: &LedgerEntry,
         last: &mut Option<StoreError>,
     ) -> Result<(), NoteError> {
-        let _turn = self.shared.turn.lock().await;
         let mut backoff = FIRST_BACKOFF;
         loop {
+            // Not in turn: others' claims need not wait for this lease.
             lease.settled().await?;
-            match self.try_note(key, entry).await {
+            let turn = self.shared.turn.lock().await;
+            let tried = self.try_note(key, entry).await;
+            drop(turn);
+            match tried {
                 Ok(true) => return Ok(()),
                 // Somebody else was faster.
                 Ok(false) => {}

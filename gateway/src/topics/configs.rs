@@ -146,6 +146,14 @@ fn found<'a>(configs: &'a Found, name: &str) -> Option<&'a str> {
     configs.iter().find(|(found, _)| found == name).and_then(|(_, value)| value.as_deref())
 }
 
+/// What a topic whose clean-up policy is neither for the first pass nor the source's is to change: its source's changed, or
+/// who made it did not know better.
+pub(super) fn misfit_policy(source: &[TopicConfig], configs: &Found) -> Option<ConfigChange> {
+    let there = found(configs, "cleanup.policy")?;
+    let fits = same_policy(there, DELETE) || same_policy(there, policy(source));
+    (!fits).then(|| set("cleanup.policy", DELETE))
+}
+
 /// What a topic that is there already gets before anything is appended: room for the source's batches, and where `hold` no
 /// limit to what it keeps.
 pub(super) fn before_appending(source: &[TopicConfig], configs: &Found, hold: bool) -> Vec<ConfigChange> {
@@ -270,6 +278,9 @@ mod tests {
         );
         assert_eq!(with_policy(&compacted, &there(&[("cleanup.policy", "delete,compact")])), []);
         assert_eq!(with_policy(&[], &Vec::new()), [], "nobody tells");
+        let compact = there(&[("cleanup.policy", "compact")]);
+        assert_eq!(misfit_policy(&[], &compact), Some(set("cleanup.policy", "delete")), "the source's was changed");
+        assert_eq!(misfit_policy(&source(&[("cleanup.policy", "compact")]), &compact), None);
     }
 
     #[test]

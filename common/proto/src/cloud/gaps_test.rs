@@ -22,9 +22,12 @@ fn gaps(run: u32, first: Offset, counts: &[i64]) -> CloudInput {
 }
 
 fn told(outputs: &[CloudOutput]) -> Option<&Position> {
-    outputs.iter().find_map(|output| match output {
-        CloudOutput::Send(CloudMessage { body: Some(CloudBody::Position(position)) }) => Some(position),
-        _ => None,
+    outputs.iter().find_map(|output| {
+        if let CloudOutput::Send(CloudMessage { body: Some(CloudBody::Position(position)) }) = output {
+            Some(position)
+        } else {
+            None
+        }
     })
 }
 
@@ -40,10 +43,8 @@ fn confirms(outputs: &[CloudOutput]) -> Vec<PartitionOffset> {
 }
 
 fn failed(session: &CloudLink) -> Option<Failure> {
-    match &session.status().mirrors[0].state {
-        MirrorState::Failed(failure) => Some(failure.clone()),
-        _ => None,
-    }
+    let state = &session.status().mirrors[0].state;
+    if let MirrorState::Failed(failure) = state { Some(failure.clone()) } else { None }
 }
 
 #[test]

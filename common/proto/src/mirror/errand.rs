@@ -70,7 +70,7 @@ impl Mirror {
     pub(super) fn begin(&mut self) {
         if self.errand.is_some() {
             self.state = State::Settling;
-        } else if let Some(until) = self.settle_until {
+        } else if let Some(until) = self.strays.settle_until {
             self.state = State::Waiting { until };
         } else {
             self.ask();

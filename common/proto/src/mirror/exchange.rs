@@ -21,7 +21,7 @@ pub struct Recovery {
     /// marker made the entry.
     pub last_sequence: Option<i32>,
     /// The last batches, control batches too, in offset order, joined, up to `log_end`; may be empty, and more or fewer
-    /// than a tail takes.
+    /// than a tail takes. Markers tell little: better so many that a batch with records lies before them.
     pub tail: Vec<Batch>,
 }
 

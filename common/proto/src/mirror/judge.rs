@@ -12,7 +12,10 @@ impl Mirror {
     pub(super) fn judge(&self, recovery: &Recovery) -> Result<(), Failure> {
         self.judge_writer(recovery)?;
         let log_end = recovery.log_end;
-        if self.place == Place::Nowhere || log_end <= self.progress.confirmed {
+        if self.place == Place::Nowhere {
+            return self.strays.ceiling.map_or(Ok(()), |ceiling| self.judge_extent(recovery, ceiling));
+        }
+        if log_end <= self.progress.confirmed {
             return Ok(());
         }
         let received = self.progress.received;
@@ -30,22 +33,27 @@ impl Mirror {
             return Err(Failure::at(FailureCode::Diverged, self.partition, log_end, detail));
         }
         recovery.tail.iter().try_for_each(|batch| self.judge_batch(batch))?;
-        let sent = self.sent_up_to();
-        // A batch of before a stop may have come since: then it is there to be seen.
-        let seen = recovery.tail.first().is_some_and(|batch| batch.base_offset() <= sent);
-        if log_end > sent && !seen {
-            let detail = format!(
-                "the mirror's log ends at {log_end}, but nothing was sent for offsets from {sent} on: a marker came twice, or \
-                 somebody else wrote into the mirror"
-            );
-            return Err(Failure::at(FailureCode::ForeignWrite, self.partition, sent, detail).until(log_end));
-        }
-        Ok(())
+        self.judge_extent(recovery, self.sent_up_to())
     }
 
-    /// Offset up to which the broker may have appended something of this run: what it was handed, and markers in the gap
-    /// that follows.
-    fn sent_up_to(&self) -> Offset {
+    /// Where markers may have come late, a border that the log ends at is no evidence for what lies before it. Batches
+    /// cannot come out of order: those of a session before may be there before they are sent again.
+    fn judge_extent(&self, recovery: &Recovery, sent: Offset) -> Result<(), Failure> {
+        let log_end = recovery.log_end;
+        let seen = recovery.tail.first().is_some_and(|batch| batch.base_offset() <= sent);
+        if self.strays.late == 0 || log_end <= sent || seen {
+            return Ok(());
+        }
+        let detail = format!(
+            "the mirror's log ends at {log_end}, but nothing was sent for offsets from {sent} on: a marker came twice, or \
+             somebody else wrote into the mirror. Delete the mirror topic and let it be mirrored anew"
+        );
+        Err(Failure::at(FailureCode::ForeignWrite, self.partition, sent, detail).until(log_end))
+    }
+
+    /// Offset up to which something of this run may have been appended: what the broker was handed, and late markers in
+    /// the gap that follows.
+    pub(super) fn sent_up_to(&self) -> Offset {
         match self.held.containing(self.handed) {
             Some(gap @ Entry::Gap { .. }) => gap.next_offset(),
             Some(Entry::Batch(_)) | None => self.handed,

@@ -222,8 +222,7 @@ fn foreign_batches_in_the_tail_fail_before_anything_is_sent() {
 
 #[test]
 fn a_log_end_beyond_what_was_sent_or_inside_a_batch_fails() {
-    let table = [(7, FailureCode::ForeignWrite), (6, FailureCode::ForeignWrite), (2, FailureCode::Diverged)];
-    for (log_end, code) in table {
+    for (log_end, code) in [(7, FailureCode::ForeignWrite), (4, FailureCode::Diverged)] {
         let mut mirror = live(0);
         mirror.receive(batch(0, 3));
         mirror.receive(batch(3, 3));
@@ -233,6 +232,19 @@ fn a_log_end_beyond_what_was_sent_or_inside_a_batch_fails() {
         mirror.recovered(2, &empty(log_end));
         assert_eq!(failure(&mut mirror).code, code);
     }
+}
+
+#[test]
+fn batches_of_a_session_before_may_come_before_they_are_sent_again() {
+    let mut mirror = live(0);
+    for base in 0..3 {
+        mirror.receive(batch(base, 1));
+    }
+    outputs(&mut mirror);
+    mirror.produced(0, doubt());
+    outputs(&mut mirror);
+    mirror.recovered(2, &Recovery { last_sequence: Some(1), tail: vec![ours(1, 1)], ..empty(2) });
+    assert_eq!(tickets(&outputs(&mut mirror)), [(1, 2)]);
 }
 
 #[test]

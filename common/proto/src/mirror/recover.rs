@@ -32,7 +32,7 @@ impl Mirror {
         self.known_to_broker = false;
         self.log_start = recovery.log_start;
         self.starting = recovery.starting;
-        self.looked = true;
+        self.strays.looked = true;
         self.state = State::Live;
         let CloudProgress { confirmed, received, .. } = self.progress;
         let log_end = recovery.log_end;
@@ -43,7 +43,7 @@ impl Mirror {
         };
         if goes_on {
             self.take_late(log_end);
-            self.progress.produced = log_end;
+            self.hand_over(log_end);
             self.confirm(log_end);
             self.produce();
         } else {
@@ -61,6 +61,7 @@ impl Mirror {
             self.confirm(log_end);
         }
         self.place = Place::Told;
+        self.strays.ceiling = None;
         self.run += 1;
         self.forget(log_end);
         let mut tail = Vec::new();
@@ -86,7 +87,7 @@ impl Mirror {
             let offset = self.progress.confirmed;
             return self.fail_with(Failure::at(FailureCode::IllegalState, self.partition, offset, detail));
         }
-        self.settle_until = None;
+        self.strays.settle_until = None;
         self.attempts += 1;
         self.state = State::Recovering { attempt: self.attempts };
         self.outputs.push_back(MirrorOutput::Recover { attempt: self.attempts });

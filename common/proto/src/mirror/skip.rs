@@ -14,6 +14,21 @@ use crate::limits::MAX_MARKERS;
 /// Wait after markers are in doubt before the log end is read: a broker may still hold the request.
 pub const MARKER_SETTLE: Time = Time::from_secs(1);
 
+/// Markers that were in doubt, and what follows from it.
+#[derive(Debug, Default)]
+pub(super) struct Strays {
+    /// Markers that may still be appended, of those that were in doubt in this session.
+    pub(super) late: i64,
+    /// Some of them were in doubt since the gap that comes next was begun: they are kept room for.
+    pub(super) wary: bool,
+    /// Where the log ends was read since the last markers were sent.
+    pub(super) looked: bool,
+    /// No look at the log end tells what became of markers before this.
+    pub(super) settle_until: Option<Time>,
+    /// The most that the broker may have appended of a run that was stopped, until the next begins.
+    pub(super) ceiling: Option<Offset>,
+}
+
 impl Mirror {
     /// The answer to a Skip. Answers to tickets that no longer matter are ignored.
     pub fn skipped(&mut self, ticket: u64, outcome: SkipOutcome, now: Time) {
@@ -48,9 +63,10 @@ impl Mirror {
 
     /// Markers may come late: when the log end tells more. Returns until when to wait.
     fn expect_late(&mut self, errand: Errand, now: Time) -> Time {
-        self.late = self.late.saturating_add(errand.to - errand.from);
+        self.strays.late = self.strays.late.saturating_add(errand.to - errand.from);
+        self.strays.wary = true;
         let until = now + MARKER_SETTLE;
-        self.settle_until = Some(until);
+        self.strays.settle_until = Some(until);
         until
     }
 
@@ -69,7 +85,7 @@ impl Mirror {
         if log_end <= errand.from {
             self.last_doubt = Some(format!("markers from offset {} on left the log's end at {log_end}", errand.from));
             let until = now + MARKER_SETTLE;
-            self.settle_until = Some(until);
+            self.strays.settle_until = Some(until);
             self.state = State::Waiting { until };
             return;
         }
@@ -90,13 +106,14 @@ impl Mirror {
     pub(super) fn skip(&mut self) {
         let from = self.progress.confirmed;
         let Some(left) = self.held.first_gap_end().map(|end| end - from) else { return };
-        let count = match left - self.late {
+        let late = if self.strays.wary { self.strays.late } else { 0 };
+        let count = match left - late {
             room if room > 0 => room,
             _ if left > 1 => left - 1,
-            _ if self.looked => 1,
+            _ if self.strays.looked => 1,
             _ => return self.ask(),
         };
-        self.looked = false;
+        self.strays.looked = false;
         let to = from + count.min(MAX_MARKERS);
         self.hand_over(to);
         self.send_out(ErrandKind::Skip, from, to);
@@ -106,7 +123,7 @@ impl Mirror {
     pub(super) fn take_late(&mut self, log_end: Offset) {
         if let Some(gap_end) = self.held.first_gap_end() {
             let came = log_end.min(gap_end) - self.progress.confirmed;
-            self.late = (self.late - came).max(0);
+            self.strays.late = (self.strays.late - came).max(0);
         }
     }
 }

@@ -67,7 +67,7 @@ fn a_start_that_fails_is_tried_again_later_and_later() {
         assert_eq!(mirror.fast_forwarded(ticket, Err("no leader".to_owned()), now), None);
         assert_eq!((outputs(&mut mirror), mirror.last_doubt()), (Vec::new(), Some("no leader")));
         let until = mirror.next_timeout().expect("waits");
-        waits.push((until - now).as_millis());
+        waits.push(until.saturating_sub(now).as_millis());
         now = until;
         mirror.handle_timeout(now);
         assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt }]);

@@ -65,7 +65,7 @@ const INPUTS: [(&str, Act); 21] = [
     }),
     ("recovered", |mirror| mirror.recovered(attempt(mirror), &empty(mirror.progress.confirmed))),
     ("recovery failed", |mirror| mirror.recovery_failed(attempt(mirror), "x".to_owned(), NOW)),
-    ("timeout", |mirror| mirror.handle_timeout(NOW + Time::from_secs(60))),
+    ("timeout", |mirror| mirror.handle_timeout(NOW + Time::from_mins(1))),
 ];
 
 fn prepared(log_end: Offset, acts: &[Act]) -> Mirror {

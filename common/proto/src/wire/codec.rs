@@ -60,7 +60,7 @@ impl ControlDecoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{CloseCode, CloudBody, CloudMessage, EdgeMessage, Position, TailBatch};
+    use crate::wire::{CloseCode, CloudBody, CloudMessage, EdgeBody, EdgeMessage, Position, SourceStart, TailBatch};
 
     fn position() -> CloudMessage {
         CloudMessage {
@@ -91,10 +91,24 @@ mod tests {
         }
     }
 
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    }
+
     #[test]
     fn golden_bytes_of_version_1() {
-        let hex = encode(&position()).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
-        assert_eq!(hex, "000000171a1508011002180320052a09080410041defbeadde3001");
+        assert_eq!(hex(&encode(&position())), "000000171a1508011002180320052a09080410041defbeadde3001");
+    }
+
+    #[test]
+    fn golden_bytes_of_gaps_and_starts() {
+        let Some(CloudBody::Position(position)) = position().body else { panic!("as built") };
+        let tail = vec![TailBatch::gap(2, 5)];
+        let told = CloudMessage { body: Some(CloudBody::Position(Position { tail, rewind: false, ..position })) };
+        assert_eq!(hex(&encode(&told)), "000000121a1008011002180320052a06080210042001");
+        let start = SourceStart { mirror: 1, partition: 2, run: 3, offset: 300 };
+        let told = EdgeMessage { body: Some(EdgeBody::SourceStart(start)) };
+        assert_eq!(hex(&encode(&told)), "0000000b420908011002180320ac02");
     }
 
     #[test]
