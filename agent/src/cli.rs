@@ -237,6 +237,7 @@ fn show(document: &Value) -> String {
             lines.push(format!("{} {}: {detail}", text(mirror, "/topic"), text(mirror, "/mirror_status")));
         }
     }
+    lines.extend(list(document, "/mirrors").iter().flat_map(waiting));
     let rows = list(document, "/mirrors").iter().flat_map(|mirror| match list(mirror, "/partitions") {
         // Nothing is known of the source topic: still a mirror to be seen.
         [] => vec![row(mirror, &Value::Null)],
@@ -244,6 +245,21 @@ fn show(document: &Value) -> String {
     });
     let head = ["TOPIC", "PARTITION", "STATE", "SOURCE END", "FETCHED", "SENT", "CONFIRMED", "LAG"];
     format!("{}\n{}", lines.join("\n"), table(&head, rows))
+}
+
+/// Partitions of a mirror that a transaction at the source holds back.
+fn waiting(mirror: &Value) -> impl Iterator<Item = String> {
+    list(mirror, "/partitions").iter().filter_map(move |partition| {
+        let transaction = partition.pointer("/waits_for_transaction").filter(|transaction| transaction.is_object())?;
+        let producer = transaction.pointer("/producer_id").and_then(Value::as_i64);
+        Some(format!(
+            "{} partition {} waits for transaction: producer id {}, since offset {}",
+            text(mirror, "/topic"),
+            number(partition, "/partition"),
+            producer.map_or_else(|| "unknown".to_owned(), |id| id.to_string()),
+            transaction.pointer("/since_offset").unwrap_or(&Value::Null),
+        ))
+    })
 }
 
 /// Seconds as people read them; a dash where there are none.
@@ -300,20 +316,24 @@ mod tests {
     #[test]
     fn the_table_has_a_row_for_each_partition_and_the_reasons_above() {
         let partition = |number: i32, lag: Value| json!({"partition": number, "source_high_watermark": 9_102_774, "confirmed": 8_771_020, "lag": lag});
+        let mut waiting = partition(1, Value::Null);
+        waiting["waits_for_transaction"] = json!({"producer_id": 12_345, "since_offset": 8_771_020});
         let document = json!({
             "link": {"state": "ACTIVE", "gateway": "gw:4433", "transport": "quic", "term": 4, "last_error": null},
             "mirrors": [
                 {"topic": "a", "mirror_status": "ACTIVE", "detail": null,
-                    "partitions": [partition(0, json!(331_754)), partition(1, Value::Null)]},
+                    "partitions": [partition(0, json!(331_754)), waiting]},
                 {"topic": "b", "mirror_status": "FAILED", "detail": "DIVERGED offset 3: two logs", "partitions": []},
             ],
         });
         let text = show(&document);
         assert!(text.starts_with("LINK ACTIVE to gw:4433 (quic), term 4, rtt - ms"), "{text}");
         assert!(text.contains("\nb FAILED: DIVERGED offset 3: two logs\n"), "{text}");
+        let waits = "\na partition 1 waits for transaction: producer id 12345, since offset 8771020\n";
+        assert!(text.contains(waits), "{text}");
         assert!(text.contains("9 102 774"), "{text}");
         assert!(text.contains("331 754"), "{text}");
-        assert_eq!(text.lines().filter(|line| line.trim_start().starts_with("a ")).count(), 2, "{text}");
+        assert_eq!(text.lines().filter(|line| line.trim_start().starts_with("a  ")).count(), 2, "{text}");
         assert_eq!(text.lines().filter(|line| line.trim_start().starts_with("b  ")).count(), 1, "{text}");
     }
 }

@@ -126,6 +126,7 @@ impl Site {
                 stats: None,
                 source_cluster: String::new(),
                 source_problem: None,
+                hanging: BTreeMap::new(),
             },
             was_open: false,
             sessions: 0,
@@ -272,6 +273,7 @@ impl Site {
                 }
             }
             Event::Source(SourceEvent::Trouble(problem)) => self.view.source_problem = problem,
+            Event::Source(SourceEvent::Hanging(hanging)) => self.view.hanging = hanging,
             Event::Timeout => self.feed(EdgeInput::Timeout).await,
             Event::Publish => {
                 if Instant::now() >= self.checkpoint_due {

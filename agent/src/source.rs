@@ -8,6 +8,7 @@
 
 mod discovery;
 mod fetcher;
+mod hanging;
 mod records;
 mod tail;
 
@@ -30,6 +31,7 @@ use tombolo_service::tasks::Tasks;
 use crate::settings::Settings;
 use discovery::{Discovery, Found, Watched};
 use fetcher::{Assignment, Cursor, Fetcher, Inbox};
+pub(crate) use hanging::Hanging;
 use tail::Missing;
 
 /// How long a broker holds back the answer to a fetch when there is nothing new.
@@ -55,6 +57,8 @@ pub(crate) enum SourceEvent {
     Trouble(Option<String>),
     /// For the state machine, in order.
     Inputs(Vec<EdgeInput>),
+    /// Partitions that wait for a transaction at the source to end, all of them.
+    Hanging(BTreeMap<(TopicName, Partition), Hanging>),
 }
 
 /// What the owner of the site says.
@@ -117,6 +121,7 @@ pub(crate) fn start(
         fetchers: BTreeMap::new(),
         comparisons: BTreeMap::new(),
         comparing: Arc::new(Semaphore::new(COMPARISONS)),
+        hanging: Some(false),
         jobs: FuturesUnordered::new(),
     };
     let stop = || tasks.stop_token().clone();
@@ -171,6 +176,8 @@ enum Done {
     },
     /// It does not, as was told.
     OutOfRange,
+    /// Waiting transactions were looked for; whether there are some.
+    Hanging(bool),
 }
 
 /// A partition that is to be read.
@@ -207,6 +214,8 @@ struct Source {
     fetchers: BTreeMap<i32, Arc<Inbox>>,
     comparisons: BTreeMap<Key, (u64, CancellationToken)>,
     comparing: Arc<Semaphore>,
+    /// Whether partitions were told to wait for a transaction; `None` while that is being found out.
+    hanging: Option<bool>,
     jobs: FuturesUnordered<BoxFuture<'static, Done>>,
 }
 
@@ -217,8 +226,11 @@ impl Source {
         mut found: mpsc::Receiver<Found>,
         mut notes: mpsc::Receiver<Note>,
     ) {
+        let mut looks = tokio::time::interval(hanging::LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = looks.tick() => self.look_for_hanging(),
                 command = commands.recv() => match command {
                     Some(SourceCommand::Do(output)) => self.obey(output),
                     Some(SourceCommand::SessionEnded) => self.cancel_comparisons(|_| true),
@@ -421,6 +433,7 @@ impl Source {
                             let (topic, partition) = key;
                             let input = match missing {
                                 Missing::Deleted { log_start } => {
+                                    tracing::info!(%topic, partition, offset, log_start, "the source's log starts above");
                                     EdgeInput::Overtaken { topic, partition, fetch, log_start }
                                 }
                                 Missing::Truncated(failure) => EdgeInput::FetchFailed { topic, fetch, failure },
@@ -445,6 +458,28 @@ impl Source {
                 self.partitions.remove(&key);
             }
         }
+    }
+
+    /// Finds out what partitions wait for whose last stable offset stays where it is.
+    fn look_for_hanging(&mut self) {
+        let Some(told) = self.hanging else { return };
+        let stalled = |(key, reading): (&Key, &Reading)| {
+            let reads = reading.reader.is_some() && !reading.in_doubt;
+            reads.then(|| reading.cursor.stalled(hanging::PATIENCE)).flatten().map(|offset| (key.clone(), offset))
+        };
+        let stalled: BTreeMap<_, _> = self.partitions.iter().filter_map(stalled).collect();
+        if stalled.is_empty() && !told {
+            return;
+        }
+        self.hanging = None;
+        let (cluster, events) = (self.cluster.clone(), self.events.clone());
+        self.jobs.push(Box::pin(async move {
+            let found = hanging::find(&cluster, stalled).await;
+            let some = !found.is_empty();
+            // Nobody listens when the process ends.
+            drop(events.send(SourceEvent::Hanging(found)).await);
+            Done::Hanging(some)
+        }));
     }
 
     fn compare(&mut self, question: tail::Question) {
@@ -495,6 +530,7 @@ impl Source {
                 }
             }
             Done::OutOfRange => {}
+            Done::Hanging(some) => self.hanging = Some(some),
         }
     }
 }

@@ -1,15 +1,18 @@
 //! What the agent tells about itself: the `/status` document (a stable schema), and its metrics.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
 use tombolo_proto::edge::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus, EdgeStatus};
+use tombolo_proto::id::{Partition as PartitionNumber, TopicName};
 use tombolo_service::metrics::{Description, Kind};
 
 use crate::carrier::LinkStats;
 use crate::keeper::DiskView;
 use crate::loss::Loss;
+use crate::source::Hanging;
 
 /// Every metric of the agent.
 pub(crate) const METRICS: &[Description] = &[
@@ -69,6 +72,8 @@ pub(crate) struct LinkView {
     pub(crate) stats: Option<LinkStats>,
     pub(crate) source_cluster: String,
     pub(crate) source_problem: Option<String>,
+    /// Partitions that wait for a transaction at the source to end.
+    pub(crate) hanging: BTreeMap<(TopicName, PartitionNumber), Hanging>,
 }
 
 #[derive(Debug, Serialize)]
@@ -161,6 +166,15 @@ struct Partition {
     /// It cannot be read on in the dark; the next session shows whether that matters.
     stuck: bool,
     time_to_loss_s: Option<u64>,
+    /// The open transaction at the source that it waits for; `null` where there is none.
+    waits_for_transaction: Option<Transaction>,
+}
+
+#[derive(Debug, Serialize)]
+struct Transaction {
+    /// `null` where the broker does not tell.
+    producer_id: Option<i64>,
+    since_offset: i64,
 }
 
 /// The `/status` document.
@@ -193,7 +207,7 @@ pub(crate) fn document(
         memory: Memory { window_bytes: status.window_bytes, window_limit_bytes },
         journal: journal(status, disk, loss),
         time_to_loss_s: loss.site().map(|left| left.as_secs()),
-        mirrors: status.mirrors.iter().map(|status| mirror(status, loss)).collect(),
+        mirrors: status.mirrors.iter().map(|status| mirror(status, view, loss)).collect(),
     };
     serde_json::to_value(document).expect("plain values with text keys")
 }
@@ -218,7 +232,7 @@ fn journal<'a>(status: &'a EdgeStatus, disk: DiskView, loss: &Loss) -> Journal<'
     }
 }
 
-fn mirror<'a>(status: &'a EdgeMirrorStatus, loss: &Loss) -> Mirror<'a> {
+fn mirror<'a>(status: &'a EdgeMirrorStatus, view: &LinkView, loss: &Loss) -> Mirror<'a> {
     let failure = match &status.state {
         EdgeMirrorState::Failed(failure) => Some(failure.code.name()),
         EdgeMirrorState::Pending
@@ -234,12 +248,15 @@ fn mirror<'a>(status: &'a EdgeMirrorStatus, loss: &Loss) -> Mirror<'a> {
         partitions: status
             .partitions
             .iter()
-            .map(|at| partition(at, loss.partition(&status.topic, at.partition)))
+            .map(|at| {
+                let waits = view.hanging.get(&(status.topic.clone(), at.partition)).copied();
+                partition(at, loss.partition(&status.topic, at.partition), waits)
+            })
             .collect(),
     }
 }
 
-fn partition(status: &EdgePartitionStatus, time_to_loss: Option<Duration>) -> Partition {
+fn partition(status: &EdgePartitionStatus, time_to_loss: Option<Duration>, waits: Option<Hanging>) -> Partition {
     Partition {
         number: status.partition,
         source_high_watermark: status.source_high_watermark,
@@ -255,6 +272,8 @@ fn partition(status: &EdgePartitionStatus, time_to_loss: Option<Duration>) -> Pa
         source_log_start: status.source_log_start,
         stuck: status.stuck,
         time_to_loss_s: time_to_loss.map(|left| left.as_secs()),
+        waits_for_transaction: waits
+            .map(|Hanging { producer_id, first_offset }| Transaction { producer_id, since_offset: first_offset }),
     }
 }
 
@@ -287,7 +306,7 @@ pub(crate) fn record(status: &EdgeStatus, view: &LinkView, disk: DiskView, loss:
 mod tests {
     use tombolo_proto::edge::Retention;
     use tombolo_proto::failure::{Failure, FailureCode};
-    use tombolo_proto::id::{Term, TopicName};
+    use tombolo_proto::id::Term;
 
     use super::*;
 
@@ -326,6 +345,8 @@ mod tests {
             stats: None,
             source_cluster: "abc".to_owned(),
             source_problem: None,
+            hanging: [((TopicName::new("orders").unwrap(), 0), Hanging { producer_id: Some(7), first_offset: 44 })]
+                .into(),
         };
         let document = document(&status, &view, DiskView::default(), &Loss::default(), 1_000);
         let at = |path: &str| document.pointer(path).unwrap().clone();
@@ -339,5 +360,7 @@ mod tests {
         assert_eq!(at("/mirrors/0/partitions/0/lag"), 10);
         assert_eq!(at("/mirrors/0/partitions/0/journal"), serde_json::json!([40, 45]));
         assert_eq!(at("/time_to_loss_s"), Value::Null);
+        let waits = serde_json::json!({"producer_id": 7, "since_offset": 44});
+        assert_eq!(at("/mirrors/0/partitions/0/waits_for_transaction"), waits);
     }
 }

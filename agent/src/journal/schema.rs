@@ -115,6 +115,7 @@ impl RunKey<'_> {
 
 impl FrameRow {
     pub(super) fn new(key: RunKey<'_>, position: u64, packed: &Packed) -> Self {
+        let has_gaps = Self::has_gaps(packed);
         let mut row = Self {
             position,
             length: packed.body_bytes() as u64,
@@ -129,10 +130,7 @@ impl FrameRow {
                 .map(|batch| (batch.last_offset - batch.base_offset + 1).cast_unsigned())
                 .collect(),
             tail_crcs: packed.tail.iter().map(|batch| batch.crc).collect(),
-            tail_gaps: match Self::has_gaps(packed) {
-                true => packed.tail.iter().map(|one| one.gap).collect(),
-                false => Vec::new(),
-            },
+            tail_gaps: packed.tail.iter().filter(|_| has_gaps).map(|one| one.gap).collect(),
             crc: 0,
         };
         let crc = crc32c::crc32c_append(key.crc(packed.first_offset), &row.encode_to_vec());

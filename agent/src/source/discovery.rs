@@ -347,6 +347,13 @@ fn shape(topic: Option<Topic>) -> Result<Topic, String> {
 fn describe(topic: &Topic, configs: &[ConfigEntry]) -> SourceTopic {
     let value =
         |name: &str| configs.iter().find(|config| config.name == name).and_then(|config| config.value.as_deref());
+    // A log that is only compacted keeps the last record of each key, however old.
+    let deletes = value("cleanup.policy").is_none_or(|policy| policy.contains("delete"));
+    let retention = if deletes {
+        Retention { ms: limit(value("retention.ms")), bytes: limit(value("retention.bytes")) }
+    } else {
+        Retention::default()
+    };
     let told = configs
         .iter()
         .filter(|config| is_told(config))
@@ -355,7 +362,7 @@ fn describe(topic: &Topic, configs: &[ConfigEntry]) -> SourceTopic {
         partitions: Partition::try_from(topic.partitions.len()).unwrap_or(MAX_PARTITIONS),
         topic_id: topic.topic_id,
         configs: told.take(MAX_CONFIGS).collect(),
-        retention: Retention { ms: limit(value("retention.ms")), bytes: limit(value("retention.bytes")) },
+        retention,
     }
 }
 

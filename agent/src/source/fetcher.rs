@@ -39,12 +39,31 @@ struct Place {
     epoch: Option<i32>,
     /// What this process has fetched before, at most.
     fetched_before: Offset,
+    /// The last stable offset, while it is below the high watermark, and since when it has been there.
+    unsettled: Option<(Offset, Instant)>,
 }
 
 impl Cursor {
     /// `epoch`: leader epoch of the record before `offset`, where it is known.
     pub(super) fn new(offset: Offset, epoch: Option<i32>, fetched_before: Offset) -> Self {
-        Self(Mutex::new(Place { offset, epoch, fetched_before }))
+        Self(Mutex::new(Place { offset, epoch, fetched_before, unsettled: None }))
+    }
+
+    /// The last stable offset, where reading has come to it and it has not moved for so long.
+    pub(super) fn stalled(&self, patience: Duration) -> Option<Offset> {
+        let place = *self.place();
+        let (last_stable, since) = place.unsettled?;
+        (place.offset >= last_stable && since.elapsed() >= patience).then_some(last_stable)
+    }
+
+    /// What a broker says of the log's end.
+    fn note_end(&self, last_stable: Offset, high_watermark: Offset) {
+        let mut place = self.place();
+        place.unsettled = match place.unsettled {
+            _ if last_stable < 0 || last_stable >= high_watermark => None,
+            Some((before, since)) if before == last_stable => Some((before, since)),
+            Some(_) | None => Some((last_stable, Instant::now())),
+        };
     }
 
     pub(super) fn fetched_before(&self) -> Offset {
@@ -238,6 +257,7 @@ impl Fetcher {
             }
             let assignment = assignment.clone();
             let offset = assignment.cursor.place().offset;
+            assignment.cursor.note_end(partition.last_stable_offset, partition.high_watermark);
             let (mut high_watermark, mut log_start) = (partition.high_watermark, partition.log_start_offset);
             let mut taken = take(self.answer(partition, &assignment, others));
             if taken.starved {
@@ -255,6 +275,10 @@ impl Fetcher {
             let Taken { entries, stop, next, epoch, starved: _, read, remade } = taken;
             let (topic, partition, fetch) = (key.0.clone(), key.1, assignment.fetch);
             count(read, remade);
+            if remade > 0 {
+                // That was work: others of this thread are to have their turn.
+                tokio::task::yield_now().await;
+            }
             let of = topic.clone();
             inputs.push(EdgeInput::Fetched { topic: of, partition, fetch, entries, high_watermark, log_start });
             match stop {

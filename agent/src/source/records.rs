@@ -28,10 +28,10 @@ pub(super) struct Taken {
     pub(super) remade: u64,
 }
 
-/// Reads an answer from its offset on. What is made anew may take as much memory as the answer and a batch; where that is
-/// not enough, the rest is left to be fetched again.
+/// Reads an answer from its offset on. What is made anew may take twice as much memory as the answer: each run is compressed
+/// by itself. Where that is not enough, the rest is left to be fetched again.
 pub(super) fn take(answer: Answer) -> Taken {
-    let (size, budget) = (answer.records.len(), answer.records.len() + answer.max_batch);
+    let size = answer.records.len();
     let mut taken = Taken {
         entries: Vec::new(),
         stop: None,
@@ -59,7 +59,7 @@ pub(super) fn take(answer: Answer) -> Taken {
             kept.add(taken.entries.len(), batch);
         }
         push(&mut taken.entries, entry);
-        if made_bytes > budget {
+        if made_bytes > 2 * size {
             break;
         }
     }

@@ -155,7 +155,7 @@ async fn attempt(
     }
     let known = tail.last().filter(|last| last.last_offset >= bounds.start);
     // A gap before the first records may be long, and is no evidence.
-    let first = tail.iter().find(|first| !first.gap).or(tail.first());
+    let first = tail.iter().find(|first| !first.gap).or_else(|| tail.first());
     let (Some(first), Some(_)) = (first, known) else {
         return Ok(Some(Verdict::Unverified));
     };

@@ -27,6 +27,9 @@ fn compaction_is_told_whoever_set_it() {
             let found = describe(&topic(0..2, None), &[config("cleanup.policy", policy, source)]);
             let told: Vec<_> = found.configs.iter().map(|told| (told.name.as_str(), told.value.as_str())).collect();
             assert_eq!(told, [("cleanup.policy", policy)]);
+            let retention = config("retention.ms", "5", ConfigSource::Default);
+            let found = describe(&topic(0..2, None), &[config("cleanup.policy", policy, source), retention]);
+            assert_eq!(found.retention.ms, (policy != "compact").then_some(5), "{policy}");
         }
     }
     let found = describe(&topic(0..2, None), &[config("cleanup.policy", "delete", ConfigSource::Default)]);

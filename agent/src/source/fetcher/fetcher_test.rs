@@ -84,3 +84,23 @@ fn a_cursor_remembers_what_was_fetched_before() {
     cursor.place().offset = 90;
     assert_eq!(cursor.fetched_before(), 90);
 }
+
+#[test]
+fn a_transaction_that_hangs_is_seen_where_reading_has_come_to_it() {
+    let cursor = Cursor::new(40, None, 0);
+    cursor.note_end(45, 60);
+    assert_eq!(cursor.stalled(Duration::ZERO), None, "there is something to be read");
+    cursor.place().offset = 45;
+    assert_eq!(cursor.stalled(Duration::ZERO), Some(45));
+    assert_eq!(cursor.stalled(Duration::from_hours(1)), None);
+    let since = || cursor.place().unsettled.map(|(_, since)| since);
+    let before = since();
+    cursor.note_end(45, 70);
+    assert_eq!(since(), before, "it has not moved");
+    cursor.note_end(50, 70);
+    assert_ne!(since(), before);
+    for (last_stable, high_watermark) in [(70, 70), (-1, 70)] {
+        cursor.note_end(last_stable, high_watermark);
+        assert_eq!(cursor.stalled(Duration::ZERO), None);
+    }
+}

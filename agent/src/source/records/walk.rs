@@ -95,8 +95,9 @@ pub(in crate::source) struct Walk {
     ready: VecDeque<Found>,
     /// Leader epoch of the batch that is being made anew.
     epoch: Option<i32>,
-    /// How it ends, once that is known.
-    end: Option<Option<Stop>>,
+    ended: bool,
+    /// Why it ends before its answer does; to be told when what was found before it was given.
+    stop: Option<Stop>,
 }
 
 /// Bytes of the source's batches that were walked over.
@@ -129,7 +130,8 @@ impl Walk {
             current: None,
             ready: VecDeque::new(),
             epoch: None,
-            end: None,
+            ended: false,
+            stop: None,
         }
     }
 
@@ -285,13 +287,13 @@ impl Iterator for Walk {
             if let Some(found) = self.ready.pop_front() {
                 return Some(Ok(found));
             }
-            if let Some(end) = &mut self.end {
-                return end.take().map(Err);
+            if self.ended {
+                return self.stop.take().map(Err);
             }
             match self.step() {
                 Ok(true) => {}
-                Ok(false) => self.end = Some(None),
-                Err(stop) => self.end = Some(Some(stop)),
+                Ok(false) => self.ended = true,
+                Err(stop) => (self.ended, self.stop) = (true, Some(stop)),
             }
         }
     }

@@ -294,7 +294,7 @@ impl EdgePartition {
             SentWhat::Held(held) => vec![held.tail()],
             SentWhat::Journaled(tail) => tail.clone(),
         });
-        let started = self.started.map(|(first, next)| TailBatch::gap(first, next));
+        let started = self.deleted_before(next_offset);
         // What was shipped and what was read since may be of two histories.
         let sure: Vec<TailBatch> = self.shipped.iter().copied().chain(started).collect();
         let read: Vec<TailBatch> = flight.chain(self.window.iter().map(Held::tail)).collect();
@@ -313,9 +313,11 @@ impl EdgePartition {
         if nothing || proves(&known, tail) { Recall::Agrees } else { Recall::Unknown }
     }
 
-    /// Whether nothing is left at the source of what lies before `next_offset`, as the gateway was told.
-    pub(super) fn starts_at(&self, next_offset: Offset) -> bool {
-        self.started.is_some_and(|(_, start)| start == next_offset)
+    /// What the gateway was told to be no more at the source, if that ends at `next_offset` or, where the gateway is not
+    /// done with it, goes on there.
+    pub(super) fn deleted_before(&self, next_offset: Offset) -> Option<TailBatch> {
+        let (first, start) = self.started?;
+        (first < next_offset && next_offset <= start).then(|| TailBatch::gap(first, next_offset))
     }
 
     /// The start of the source's log, if it is time to tell it: all that was fetched before is confirmed.
@@ -345,10 +347,11 @@ impl EdgePartition {
         self.known = true;
         self.dirty = true;
         self.untrimmed = true;
-        if let Some((first, next)) = self.started.take().filter(|&(_, next)| next == next_offset) {
-            self.remember(TailBatch::gap(first, next));
+        if let Some(deleted) = self.deleted_before(next_offset) {
+            self.remember(deleted);
             self.shipped_epoch = -1;
         }
+        self.started = None;
         // What the cloud lost is shipped again, and then known again.
         self.shipped.retain(|one| one.base_offset < next_offset);
         if let Some(last) = self.shipped.last_mut().filter(|last| last.gap) {

@@ -123,8 +123,9 @@ impl EdgeLink {
             partition.placement = Placement::Comparing { run, next_offset, ticket };
             // What memory knows was true when it was fetched. Only a fetch that goes on behind it would notice that the
             // source lost its tail and wrote another; before a new one the source itself is asked.
-            let memory_will_do =
-                next_offset == 0 || partition.goes_on_at(next_offset) || partition.starts_at(next_offset);
+            let memory_will_do = next_offset == 0
+                || partition.goes_on_at(next_offset)
+                || partition.deleted_before(next_offset).is_some();
             (partition.recall(tail, next_offset, compacted), memory_will_do)
         });
         let Some((recall, memory_will_do)) = found else { return };

@@ -595,16 +595,16 @@ fn overtaken(fetch: u64, log_start: Offset) -> EdgeInput {
 }
 
 fn start_of(outputs: &[EdgeOutput]) -> Option<(u32, Offset)> {
-    outputs.iter().find_map(|output| match output {
-        EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) => Some((start.run, start.offset)),
-        _ => None,
+    outputs.iter().find_map(|output| {
+        let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) = output else { return None };
+        Some((start.run, start.offset))
     })
 }
 
 fn placed(outputs: &[EdgeOutput]) -> Option<bool> {
-    outputs.iter().find_map(|output| match output {
-        EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::Placed(placed)) }) => Some(placed.unverified),
-        _ => None,
+    outputs.iter().find_map(|output| {
+        let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::Placed(placed)) }) = output else { return None };
+        Some(placed.unverified)
     })
 }
 
@@ -664,6 +664,18 @@ fn a_start_is_looked_for_again_in_the_next_run() {
     reconnect(&mut link);
     let outputs = feed(&mut link, position(1, 700, vec![tail(&batch(10)), TailBatch::gap(12, 700)]));
     assert_eq!((placed(&outputs), fetch_of(&outputs).map(|(_, offset)| offset)), (Some(false), Some(700)));
+}
+
+#[test]
+fn a_gateway_that_has_come_half_way_is_told_again() {
+    let (mut link, fetch) = live();
+    feed(&mut link, overtaken(fetch, 500));
+    reconnect(&mut link);
+    let outputs = feed(&mut link, position(1, 200, Vec::new()));
+    assert_eq!(placed(&outputs), Some(false), "{outputs:?}");
+    let (fetch, offset) = fetch_of(&outputs).expect("fetches");
+    assert_eq!((offset, start_of(&feed(&mut link, overtaken(fetch, 500)))), (200, Some((1, 500))));
+    assert_eq!(placed(&feed(&mut link, position(2, 500, Vec::new()))), Some(false));
 }
 
 #[test]

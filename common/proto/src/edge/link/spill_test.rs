@@ -730,9 +730,11 @@ fn what_is_journaled_goes_before_a_start_is_told() {
     site.connect();
     site.position(1, 0, Vec::new());
     let start_of = |outputs: &[EdgeOutput]| {
-        outputs.iter().find_map(|output| match output {
-            EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) => Some(start.offset),
-            _ => None,
+        outputs.iter().find_map(|output| {
+            let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) = output else {
+                return None;
+            };
+            Some(start.offset)
         })
     };
     let outputs = site.feed(EdgeInput::Overtaken { topic: topic(), partition: 0, fetch, log_start: 95 });
