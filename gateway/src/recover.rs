@@ -1,6 +1,7 @@
 //! Where a partition of a mirror stands: log start and end, producer state and the last batches, read from its leader.
 //! Filler that a killed fast-forward left is deleted before anybody takes it for records.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tombolo_kafka::cluster::Leader;
 use tombolo_kafka::error::{ErrorCode, KafkaErrorKind};
 use tombolo_kafka::fetch::{self, FetchOnce, Isolation};
 use tombolo_kafka::{Cluster, Connection, KafkaError, TopicId, records};
-use tombolo_proto::batch::{self, Batch};
+use tombolo_proto::batch::{self, Batch, Stamp};
 use tombolo_proto::id::{Offset, Partition, TopicName};
 use tombolo_proto::mirror::{Recovery, advance};
 
@@ -59,6 +60,8 @@ pub(crate) struct Place {
     pub(crate) topic: TopicName,
     pub(crate) partition: Partition,
     pub(crate) producer_id: i64,
+    /// Under which the link's empty transactions were written.
+    pub(crate) skippers: BTreeSet<i64>,
 }
 
 /// Where a partition stands, its records left aside.
@@ -269,10 +272,20 @@ impl<'a> Reader<'a> {
         };
         let fetched = fetch::fetch_once(&self.connection, once).await?;
         match fetched.error {
-            None => Ok(batch::split(fetched.records).collect::<Result<_, _>>()?),
+            None => Ok(batch::split(fetched.records)
+                .map(|batch| Ok(self.own(batch?)))
+                .collect::<Result<_, RecoverError>>()?),
             Some(ErrorCode::OFFSET_OUT_OF_RANGE) => Ok(Vec::new()),
             Some(code) => Err(self.error(code)),
         }
+    }
+
+    /// The marker of an empty transaction of the link's is as good as one of its own.
+    fn own(&self, batch: Batch) -> Batch {
+        if batch.is_control() && self.place.skippers.contains(&batch.producer_id()) {
+            return under(&batch, self.place.producer_id).unwrap_or(batch);
+        }
+        batch
     }
 
     fn error(&self, code: ErrorCode) -> RecoverError {
@@ -296,6 +309,13 @@ fn joined_tail(batches: Vec<Batch>, log_end: Offset, producer_id: i64) -> Vec<Ba
     }
     tail.reverse();
     tail
+}
+
+/// The batch as another producer would have written it.
+fn under(batch: &Batch, producer_id: i64) -> Option<Batch> {
+    let mut bytes = Vec::from(batch.stamped(Stamp { producer_id, sequence: batch.base_sequence() }));
+    bytes.get_mut(..8)?.copy_from_slice(&batch.base_offset().to_be_bytes());
+    Batch::parse(bytes.into()).ok()
 }
 
 fn sequence_of_tail(tail: &[Batch], producer_id: i64) -> Option<i32> {
@@ -337,6 +357,13 @@ mod tests {
         assert_eq!(sequence_of_tail(&all(), 9), Some(2));
         let foreign = || vec![batch(0, 2, 9, 0), marker(2, 4)];
         assert_eq!(joined_tail(foreign(), 3, 9), foreign(), "to be judged");
+    }
+
+    #[test]
+    fn markers_of_the_links_empty_transactions_are_its_own() {
+        let own = under(&marker(7, 2_000), 9).unwrap();
+        assert_eq!((own.base_offset(), own.next_offset(), own.producer_id(), own.is_control()), (7, 8, 9, true));
+        assert!(own.crc_is_valid());
     }
 
     #[test]

@@ -12,9 +12,10 @@ mod lease;
 mod ledger;
 mod note;
 mod record;
+mod skipper;
 mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -34,7 +35,7 @@ pub(crate) use incarnation::{Claimant, Replaced};
 use incarnation::{Former, Incarnations};
 pub(crate) use lease::SessionLease;
 pub(crate) use ledger::{Ledger, LedgerEntry, LedgerKey, LedgerKind};
-pub(crate) use note::Ledgers;
+pub(crate) use note::{Ledgers, NoteError};
 use record::{RecordError, TermRecord};
 pub(crate) use store::{Store, StoreError};
 
@@ -106,6 +107,8 @@ struct Shared {
 struct View {
     links: BTreeMap<LinkName, Held>,
     ledgers: BTreeMap<LedgerKey, Ledger>,
+    /// Producer ids of each link's empty transactions.
+    skippers: BTreeMap<LinkName, BTreeSet<i64>>,
     leases: Vec<Weak<SessionLease>>,
     /// When the last look at the end was asked for.
     looked: Option<Time>,
@@ -216,6 +219,7 @@ impl Registry {
                 let mut view = shared.view();
                 view.links.clear();
                 view.ledgers.clear();
+                view.skippers.clear();
                 drop(view);
                 shared.position.send_replace(start);
                 return Ok(start);
@@ -384,6 +388,9 @@ impl Shared {
         } else if let Some(read) = ledger::read(key, value) {
             let (key, ledger) = read?;
             self.view().ledgers.insert(key, ledger);
+        } else if let Some(read) = skipper::read(key, value) {
+            let (link, ids) = read?;
+            self.view().skippers.insert(link, ids);
         }
         Ok(())
     }

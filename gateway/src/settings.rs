@@ -20,7 +20,7 @@ use tombolo_service::settings::{self, ByteSize, SettingsError, Span};
 
 use crate::identity::TrustDomain;
 pub use raw::{Congestion, RawConfig};
-use raw::{RawLink, RawMemory, RawMirrorOnLoss, RawOnLoss, RawQuic, RawRegistry};
+use raw::{RawLink, RawMemory, RawMirrorOnLoss, RawOnLoss, RawQuic, RawRegistry, RawSkip};
 
 /// Name under which the brokers' logs and quotas know the gateway, where `client.id` is not set.
 const CLIENT_ID: &str = "tombolo-gateway";
@@ -125,6 +125,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// Links and mirrors.
     pub links: Links,
+    /// Links whose gaps are skipped by empty transactions.
+    pub by_transactions: BTreeSet<LinkName>,
     /// Where it was read from, to be read again at SIGHUP.
     pub file: Option<PathBuf>,
     raw: RawConfig,
@@ -185,6 +187,7 @@ impl Settings {
             },
             http: raw.http,
             log: raw.log.clone(),
+            by_transactions: by_transactions(&raw.link),
             links,
             file: None,
             raw,
@@ -194,6 +197,8 @@ impl Settings {
     /// Keys that differ from `old` and only take effect in a new process.
     pub fn need_restart(&self, old: &Self) -> Vec<String> {
         let mut keys = self.raw.differing_tables(&old.raw);
+        let skips = self.by_transactions.symmetric_difference(&old.by_transactions);
+        keys.extend(skips.filter(|link| old.links.contains_key(*link)).map(|link| format!("link {link} skip")));
         for (link, settings) in &self.links {
             for mirror in &settings.mirrors {
                 let before = old.links.get(link).into_iter().flat_map(|old| &old.mirrors);
@@ -362,6 +367,11 @@ fn overlap(one: &TopicPattern, other: &TopicPattern) -> bool {
             one.starts_with(other.as_str()) || other.starts_with(one.as_str())
         }
     }
+}
+
+fn by_transactions(links: &[RawLink]) -> BTreeSet<LinkName> {
+    let links = links.iter().filter(|link| link.skip == RawSkip::Transactions);
+    links.filter_map(|link| LinkName::new(&link.name).ok()).collect()
 }
 
 /// Offsets without records that a session may skip in one mirror.

@@ -9,6 +9,7 @@
 
 mod outcome;
 mod right;
+mod transactions;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +30,7 @@ use crate::registry::SessionLease;
 use crate::session::Event;
 use outcome::Appended;
 pub(crate) use right::{MarkerRight, MarkerRights};
+pub(crate) use transactions::{Queue, Transactions};
 
 /// Lanes to each leader: a partition whose replicas are slow holds up those that share its lane.
 const LANES: usize = 4;
@@ -56,6 +58,23 @@ pub(crate) struct Stretch {
     /// Where the first marker must end up.
     pub(crate) offset: Offset,
     pub(crate) count: i64,
+}
+
+/// How a session skips.
+#[derive(Debug)]
+pub(crate) enum Skipper {
+    Markers(Skips),
+    Transactions(Queue),
+}
+
+impl Skipper {
+    /// Queues a stretch; [`Event::Skipped`] follows.
+    pub(crate) fn skip(&mut self, stretch: Stretch) {
+        match self {
+            Self::Markers(skips) => skips.skip(stretch),
+            Self::Transactions(queue) => queue.skip(stretch),
+        }
+    }
 }
 
 /// The lanes of one session.
@@ -250,7 +269,8 @@ async fn log_ends(connection: &Connection, stretches: &[(Stretch, Option<ErrorCo
     let mut found: Vec<Result<Offset, String>> = vec![Err("not looked at".to_owned()); stretches.len()];
     let mut open: Vec<usize> = (0..stretches.len()).collect();
     loop {
-        let queries: Vec<OffsetQuery> = open.iter().filter_map(|&at| stretches.get(at)).map(query).collect();
+        let queries: Vec<OffsetQuery> =
+            open.iter().filter_map(|&at| stretches.get(at)).map(|(stretch, _)| query(stretch)).collect();
         let (ends, marks) = match look(connection, &queries).await {
             Ok(looked) => looked,
             Err(error) => {
@@ -286,7 +306,7 @@ async fn log_ends(connection: &Connection, stretches: &[(Stretch, Option<ErrorCo
     }
 }
 
-fn query((stretch, _): &(Stretch, Option<ErrorCode>)) -> OffsetQuery {
+fn query(stretch: &Stretch) -> OffsetQuery {
     OffsetQuery { topic: stretch.topic.shared(), partition: stretch.partition, leader_epoch: stretch.leader.epoch }
 }
 

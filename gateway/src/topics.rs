@@ -72,9 +72,11 @@ impl Topics {
         Self { cluster, max_batch, retention, warned: Arc::default(), told_right: Arc::default() }
     }
 
-    /// Makes the topic ready, or says why it is not; gives its partition count.
-    pub(crate) async fn prepare(&self, wanted: &Wanted, rights: &MarkerRights) -> Result<i32, TopicError> {
-        self.check_right(wanted, rights).await?;
+    /// Makes the topic ready, or says why it is not; gives its partition count. `rights` are looked at where gaps take them.
+    pub(crate) async fn prepare(&self, wanted: &Wanted, rights: Option<&MarkerRights>) -> Result<i32, TopicError> {
+        if let Some(rights) = rights {
+            self.check_right(wanted, rights).await?;
+        }
         let held = match self.look(wanted).await? {
             None => {
                 self.create(wanted).await?;

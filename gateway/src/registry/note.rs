@@ -1,12 +1,13 @@
-//! Ledgers read and written: compare-and-append, and read back, as terms are.
+//! Ledgers, and what else sessions leave to later ones, read and written: compare-and-append, and read back, as terms are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use tombolo_kafka::error::ErrorCode;
 use tombolo_proto::id::LinkName;
 
 use super::ledger::{Ledger, LedgerEntry, LedgerFull, LedgerKey};
-use super::{CLAIM_DEADLINE, FIRST_BACKOFF, LAST_BACKOFF, Last, Registry, SessionLease, StoreError};
+use super::{CLAIM_DEADLINE, FIRST_BACKOFF, LAST_BACKOFF, Last, Registry, SessionLease, StoreError, skipper};
 
 /// Ledgers of the partitions of each link.
 pub(crate) type Ledgers = BTreeMap<LinkName, Vec<(LedgerKey, Ledger)>>;
@@ -40,6 +41,11 @@ impl Registry {
         links
     }
 
+    /// Producer ids under which empty transactions of the link were written.
+    pub(crate) fn skippers(&self, link: &LinkName) -> BTreeSet<i64> {
+        self.shared.view().skippers.get(link).cloned().unwrap_or_default()
+    }
+
     /// Adds to the ledger of a partition, on behalf of a session that holds the link. Once this has returned without an
     /// error, every gateway reads it.
     pub(crate) async fn note(
@@ -48,16 +54,43 @@ impl Registry {
         key: &LedgerKey,
         entry: &LedgerEntry,
     ) -> Result<(), NoteError> {
-        let mut last = None;
-        let noted = tokio::time::timeout(CLAIM_DEADLINE, self.note_in_turn(lease, key, entry, &mut last)).await;
-        noted.unwrap_or(Err(NoteError::Deadline { last }))
+        let missing = || {
+            let next = self.ledger(key).with(entry)?;
+            Ok(next.map(|next| (key.bytes(), next.value(key))))
+        };
+        self.write(lease, missing).await
     }
 
-    async fn note_in_turn(
+    /// Adds a producer id under which empty transactions of the link are to be written; as [`Registry::note`].
+    pub(crate) async fn note_skipper(
         &self,
         lease: &SessionLease,
-        key: &LedgerKey,
-        entry: &LedgerEntry,
+        link: &LinkName,
+        producer_id: i64,
+    ) -> Result<(), NoteError> {
+        let missing = || {
+            let mut ids = self.skippers(link);
+            let new = ids.insert(producer_id);
+            Ok(new.then(|| (skipper::key(link), skipper::value(link, &ids))))
+        };
+        self.write(lease, missing).await
+    }
+
+    /// Appends what is `missing`, key and value, until nothing is.
+    async fn write(
+        &self,
+        lease: &SessionLease,
+        missing: impl Fn() -> Result<Option<(Bytes, Bytes)>, LedgerFull> + Send + Sync,
+    ) -> Result<(), NoteError> {
+        let mut last = None;
+        let written = tokio::time::timeout(CLAIM_DEADLINE, self.write_in_turn(lease, &missing, &mut last)).await;
+        written.unwrap_or(Err(NoteError::Deadline { last }))
+    }
+
+    async fn write_in_turn(
+        &self,
+        lease: &SessionLease,
+        missing: &(impl Fn() -> Result<Option<(Bytes, Bytes)>, LedgerFull> + Send + Sync),
         last: &mut Option<StoreError>,
     ) -> Result<(), NoteError> {
         let mut backoff = FIRST_BACKOFF;
@@ -65,7 +98,7 @@ impl Registry {
             // Not in turn: others' claims need not wait for this lease.
             lease.settled().await?;
             let turn = self.shared.turn.lock().await;
-            let tried = self.try_note(key, entry).await;
+            let tried = self.try_write(missing).await;
             drop(turn);
             match tried {
                 Ok(true) => return Ok(()),
@@ -79,20 +112,23 @@ impl Registry {
         }
     }
 
-    /// Whether the registry holds the entry now.
-    async fn try_note(&self, key: &LedgerKey, entry: &LedgerEntry) -> Result<bool, NoteError> {
+    /// Whether the registry holds it now.
+    async fn try_write(
+        &self,
+        missing: &(impl Fn() -> Result<Option<(Bytes, Bytes)>, LedgerFull> + Send + Sync),
+    ) -> Result<bool, NoteError> {
         let shared = &*self.shared;
         let end = shared.store.end().await?;
         shared.followed_to(end.offset).await;
-        let Some(next) = self.ledger(key).with(entry)? else { return Ok(true) };
-        let answer = shared.store.append(key.bytes(), next.value(key), end).await;
+        let Some((key, value)) = missing()? else { return Ok(true) };
+        let answer = shared.store.append(key, value, end).await;
         let appended_to = match &answer {
             Ok(offset) => offset + 1,
             // Not appended for certain, or perhaps: the topic tells.
             Err(_) => shared.store.end().await?.offset,
         };
         shared.followed_to(appended_to).await;
-        if self.ledger(key).with(entry)?.is_none() {
+        if missing()?.is_none() {
             return Ok(true);
         }
         match answer {

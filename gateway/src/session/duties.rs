@@ -1,12 +1,13 @@
 //! What a session has tasks do: take the link, make topics ready, read log ends, append batches and markers, make mirrors
 //! start, note losses.
 
+mod ledgers;
+
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
@@ -21,12 +22,11 @@ use tombolo_proto::mirror::{Outcome, SkipOutcome};
 use tombolo_service::tasks::Tasks;
 
 use super::Event;
-use crate::fast_forward;
 use crate::metrics;
-use crate::recover::{self, Found, Place, RecoverError};
-use crate::registry::{Claim, ClaimError, Claimant, LedgerEntry, LedgerKey, LedgerKind, SessionLease};
+use crate::recover::{self, Found, RecoverError};
+use crate::registry::{Claim, ClaimError, Claimant, SessionLease};
 use crate::shared::{Presence, Shared};
-use crate::skip::{self, MarkerRights, Skips, Stretch};
+use crate::skip::{self, MarkerRights, Queue, Skipper, Skips, Stretch, Transactions};
 use crate::topics::{Kept, TopicError, Wanted};
 use crate::writer::{Job, Writers};
 
@@ -34,9 +34,6 @@ use crate::writer::{Job, Writers};
 const MAX_RECOVERIES: usize = 16;
 /// Partitions that are made to start together: brokers walk every record of filler.
 const MAX_STARTS: usize = 4;
-/// Reasons in the ledger, for people.
-const SOURCE_STARTS: &str = "the source's log starts here";
-const DELETED_AT_SOURCE: &str = "the source deleted them before they were mirrored";
 /// For another link to leave memory to this one.
 const CREDIT_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -76,8 +73,9 @@ struct Writing {
     agent_since: Option<SystemTime>,
     cluster: Cluster,
     writers: Writers,
-    skips: Skips,
-    rights: Arc<MarkerRights>,
+    skipper: Skipper,
+    /// Whether it may; not asked where it writes no markers itself.
+    rights: Option<Arc<MarkerRights>>,
     /// Memory for the link's frames, given back with the session.
     _credit: tokio::sync::OwnedSemaphorePermit,
 }
@@ -170,7 +168,7 @@ impl Duties {
     /// Makes a mirror topic ready, for as long as it takes.
     pub(super) fn prepare(&mut self, mirror: MirrorId, wanted: Wanted) {
         let Some(writing) = &self.writing else { return };
-        let (topics, rights) = (self.shared.topics.clone(), Arc::clone(&writing.rights));
+        let (topics, rights) = (self.shared.topics.clone(), writing.rights.clone());
         let events = self.events.clone();
         match self.kept.entry(mirror) {
             Entry::Occupied(mut kept) => kept.get_mut().prepared_anew(wanted.clone()),
@@ -179,7 +177,7 @@ impl Duties {
         let work = async move {
             let mut backoff = FIRST_BACKOFF;
             loop {
-                let (input, done) = match topics.prepare(&wanted, &rights).await {
+                let (input, done) = match topics.prepare(&wanted, rights.as_deref()).await {
                     Ok(partitions) => (CloudInput::TopicReady { mirror, partitions }, true),
                     Err(TopicError::Failed(failure)) => (CloudInput::TopicFailed { mirror, failure }, true),
                     Err(TopicError::Unavailable(reason)) => (CloudInput::TopicUnavailable { mirror, reason }, false),
@@ -228,7 +226,7 @@ impl Duties {
         let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.recoveries));
         let key = self.ledger_key(&topic, partition);
         let registry = self.shared.registry.clone();
-        let place = Place { topic, partition, producer_id: self.link.producer_id() };
+        let place = self.place(topic, partition);
         self.spawn("recover", async move {
             let _slot = slots.acquire_owned().await;
             let result = recover::recover(&cluster, &place, &registry.ledger(&key)).await;
@@ -272,74 +270,7 @@ impl Duties {
         place.tickets.insert(ticket, Asked { since: Instant::now(), markers: true });
         place.sent = place.sent.max(offset + 1);
         let leader = place.leader;
-        writing.skips.skip(Stretch { mirror, partition, ticket, topic, leader, offset, count });
-    }
-
-    /// Makes a mirror start, once the registry says that it does.
-    pub(super) fn fast_forward(
-        &self,
-        mirror: MirrorId,
-        topic: TopicName,
-        partition: Partition,
-        ticket: u64,
-        stretch: Range<Offset>,
-    ) {
-        let Some(writing) = &self.writing else { return };
-        let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.starts));
-        let note = self.note(writing, &topic, partition, LedgerKind::Start, 0..stretch.end, SOURCE_STARTS);
-        let place = Place { topic, partition, producer_id: self.link.producer_id() };
-        let timeout = self.shared.settings.produce.timeout;
-        self.spawn("fast-forward", async move {
-            let _slot = slots.acquire_owned().await;
-            let work = async {
-                note.await?;
-                let Range { start, end } = stretch;
-                let done = fast_forward::fast_forward(&cluster, &place, timeout, start, end).await;
-                done.map_err(|error| error.to_string())
-            };
-            Event::Input(CloudInput::FastForwarded { mirror, partition, ticket, result: work.await })
-        });
-    }
-
-    /// Writes a loss to the registry.
-    pub(super) fn record_loss(
-        &self,
-        mirror: MirrorId,
-        topic: &TopicName,
-        partition: Partition,
-        ticket: u64,
-        lost: Range<Offset>,
-    ) {
-        let Some(writing) = &self.writing else { return };
-        let note = self.note(writing, topic, partition, LedgerKind::Loss, lost, DELETED_AT_SOURCE);
-        self.spawn("loss", async move {
-            Event::Input(CloudInput::LossRecorded { mirror, partition, ticket, result: note.await })
-        });
-    }
-
-    /// Adds to the ledger of a partition.
-    fn note(
-        &self,
-        writing: &Writing,
-        topic: &TopicName,
-        partition: Partition,
-        kind: LedgerKind,
-        stretch: Range<Offset>,
-        reason: &'static str,
-    ) -> impl Future<Output = Result<(), String>> + Send + use<> {
-        let (cluster, lease) = (writing.cluster.clone(), Arc::clone(&writing.lease));
-        let (registry, key) = (self.shared.registry.clone(), self.ledger_key(topic, partition));
-        async move {
-            let topic_id = recover::topic_id(&cluster, &key.topic).await.map_err(|error| error.to_string())?;
-            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            let (from, to, reason) = (stretch.start, stretch.end, reason.to_owned());
-            let entry = LedgerEntry { kind, from, to, at, reason, topic_id };
-            registry.note(&lease, &key, &entry).await.map_err(|error| format!("the ledger is not written: {error}"))
-        }
-    }
-
-    fn ledger_key(&self, topic: &TopicName, partition: Partition) -> LedgerKey {
-        LedgerKey { link: self.link.clone(), topic: topic.clone(), partition }
+        writing.skipper.skip(Stretch { mirror, partition, ticket, topic, leader, offset, count });
     }
 
     /// The session is over: what it leaves at brokers is told to the next one.
@@ -402,16 +333,26 @@ impl Duties {
             self.events.clone(),
             self.tasks.clone(),
         );
-        let producer_id = self.link.producer_id();
-        let skips =
-            Skips::new(cluster.clone(), Arc::clone(&lease), producer_id, self.events.clone(), self.tasks.clone());
         let term = lease.term();
-        let rights = Arc::new(MarkerRights::new(cluster.clone(), skip::writer(producer_id, term)));
+        let (skipper, rights) = self.skipper(&cluster, &lease);
         metrics::session_began();
         let wait_ms = write_after.saturating_sub(self.shared.clock.now()).as_millis();
         tracing::info!(link = %self.link, term = term.0, wait_ms, "session holds the link");
-        self.writing = Some(Writing { lease, agent_since, cluster, writers, skips, rights, _credit: credit });
+        self.writing = Some(Writing { lease, agent_since, cluster, writers, skipper, rights, _credit: credit });
         CloudInput::Claimed { term, write_after }
+    }
+
+    fn skipper(&self, cluster: &Cluster, lease: &Arc<SessionLease>) -> (Skipper, Option<Arc<MarkerRights>>) {
+        let (cluster, lease, events) = (cluster.clone(), Arc::clone(lease), self.events.clone());
+        if self.shared.settings.by_transactions.contains(&self.link) {
+            let (link, registry) = (self.link.clone(), self.shared.registry.clone());
+            let context = Transactions { link, cluster, lease, registry, events };
+            return (Skipper::Transactions(Queue::start(context, &self.tasks)), None);
+        }
+        let producer_id = self.link.producer_id();
+        let rights = MarkerRights::new(cluster.clone(), skip::writer(producer_id, lease.term()));
+        let skips = Skips::new(cluster, lease, producer_id, events, self.tasks.clone());
+        (Skipper::Markers(skips), Some(Arc::new(rights)))
     }
 
     fn found(&mut self, key: Key, attempt: u32, result: Result<Found, RecoverError>) -> CloudInput {

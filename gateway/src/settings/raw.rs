@@ -137,6 +137,17 @@ impl Default for RawRetention {
     }
 }
 
+/// What moves a mirror past offsets without records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawSkip {
+    /// Control markers.
+    #[default]
+    Markers,
+    /// Empty transactions.
+    Transactions,
+}
+
 /// What becomes of offsets that the source deleted before they were mirrored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -165,6 +176,8 @@ pub(super) struct RawLink {
     pub(super) max_gap_offsets: i64,
     #[serde(default)]
     pub(super) on_loss: RawOnLoss,
+    #[serde(default)]
+    pub(super) skip: RawSkip,
     #[serde(default)]
     pub(super) topics: Vec<String>,
     #[serde(default)]

@@ -148,4 +148,7 @@ fn a_reload_names_what_needs_a_restart() {
         "[quic]\nmax_connections = 9\n[[link]]\nname = \"a\"\n[[link.mirror]]\ntopic = \"t\"\nmirror_topic = \"u\"\n",
     );
     assert_eq!(moved.unwrap().need_restart(&old), ["quic", "link a mirror t mirror_topic"]);
+    let skips = parse("[[link]]\nname = \"a\"\nskip = \"transactions\"\n[[link.mirror]]\ntopic = \"t\"\n").unwrap();
+    assert_eq!(skips.need_restart(&old), ["link a skip"]);
+    assert!(skips.by_transactions.contains(&LinkName::new("a").unwrap()) && old.by_transactions.is_empty());
 }
