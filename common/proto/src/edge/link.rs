@@ -441,3 +441,7 @@ mod tests;
 #[cfg(test)]
 #[path = "link/spill_test.rs"]
 mod spill_tests;
+
+#[cfg(test)]
+#[path = "link/gaps_test.rs"]
+mod gaps_tests;

@@ -15,7 +15,7 @@ use crate::wire::{CloudMessage, Filters, Mirror, PartitionOffset, Position, Posi
 const DELAY: Time = Time::from_secs(2);
 const START: Time = Time::from_secs(100);
 
-fn topic() -> TopicName {
+pub(super) fn topic() -> TopicName {
     TopicName::new("orders").expect("legal")
 }
 
@@ -28,25 +28,25 @@ fn tail(base: Offset) -> Vec<TailBatch> {
 }
 
 /// A site with a journal that a test keeps, and a clock.
-struct Site {
-    link: EdgeLink,
+pub(super) struct Site {
+    pub(super) link: EdgeLink,
     now: Time,
-    journal: Vec<Packed>,
+    pub(super) journal: Vec<Packed>,
     outputs: Vec<EdgeOutput>,
     spills: usize,
     /// Loads without an answer: ticket and offset.
-    loads: Vec<(u64, Offset)>,
+    pub(super) loads: Vec<(u64, Offset)>,
     /// The Spill without an answer.
     waiting: Option<(u64, Vec<SpillFrame>)>,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::restored(Checkpoint::default(), Vec::new())
     }
 
     /// As a process that finds this checkpoint and these frames.
-    fn restored(checkpoint: Checkpoint, journal: Vec<Packed>) -> Self {
+    pub(super) fn restored(checkpoint: Checkpoint, journal: Vec<Packed>) -> Self {
         let link = EdgeLink::new(EdgeConfig {
             software: "test".to_owned(),
             incarnation: 7,
@@ -67,13 +67,13 @@ impl Site {
         vec![JournalRange { topic: topic(), topic_id: None, partition: 0, first, next, last_epoch, bytes: 1 }]
     }
 
-    fn feed(&mut self, input: EdgeInput) -> Vec<EdgeOutput> {
+    pub(super) fn feed(&mut self, input: EdgeInput) -> Vec<EdgeOutput> {
         self.link.handle(input, self.now);
         self.poll();
         self.outputs.clone()
     }
 
-    fn poll(&mut self) {
+    pub(super) fn poll(&mut self) {
         self.outputs = std::iter::from_fn(|| self.link.poll_output()).collect();
         if let Some(spill) = spill(&self.outputs) {
             assert!(self.waiting.replace(spill).is_none(), "one commit at a time");
@@ -88,7 +88,7 @@ impl Site {
     }
 
     /// Opens a session that has the mirror.
-    fn connect(&mut self) {
+    pub(super) fn connect(&mut self) {
         self.open(&[]);
         self.message(CloudBody::Mirror(Mirror { mirror: 0, topic: "orders".to_owned(), paused: false }));
         self.found(1);
@@ -110,7 +110,7 @@ impl Site {
         self.message(CloudBody::Filters(Filters { patterns: patterns.iter().map(|text| (*text).to_owned()).collect() }))
     }
 
-    fn found(&mut self, id: u8) -> Vec<EdgeOutput> {
+    pub(super) fn found(&mut self, id: u8) -> Vec<EdgeOutput> {
         let source = SourceTopic {
             partitions: 1,
             topic_id: Some([id; 16]),
@@ -120,11 +120,11 @@ impl Site {
         self.feed(EdgeInput::Source { topic: topic(), source: Ok(source) })
     }
 
-    fn position(&mut self, run: u32, next_offset: Offset, tail: Vec<TailBatch>) -> Vec<EdgeOutput> {
+    pub(super) fn position(&mut self, run: u32, next_offset: Offset, tail: Vec<TailBatch>) -> Vec<EdgeOutput> {
         self.message(CloudBody::Position(Position { mirror: 0, partition: 0, run, next_offset, tail, rewind: false }))
     }
 
-    fn confirm(&mut self, run: u32, offset: Offset) -> Vec<EdgeOutput> {
+    pub(super) fn confirm(&mut self, run: u32, offset: Offset) -> Vec<EdgeOutput> {
         let entry = PartitionOffset { mirror: 0, partition: 0, offset, run };
         self.message(CloudBody::Confirm(Positions { entries: vec![entry] }))
     }
@@ -133,13 +133,13 @@ impl Site {
         self.entries(fetch, bases.iter().map(|&base| Entry::Batch(batch(base))).collect())
     }
 
-    fn entries(&mut self, fetch: u64, entries: Vec<Entry>) -> Vec<EdgeOutput> {
+    pub(super) fn entries(&mut self, fetch: u64, entries: Vec<Entry>) -> Vec<EdgeOutput> {
         let high_watermark = entries.last().map_or(0, Entry::next_offset);
         self.feed(EdgeInput::Fetched { topic: topic(), partition: 0, fetch, entries, high_watermark, log_start: 0 })
     }
 
     /// Lets time pass, and the journal take what it is given.
-    fn pass(&mut self, time: Time) {
+    pub(super) fn pass(&mut self, time: Time) {
         let until = self.now + time;
         loop {
             let due = self.link.next_timeout().map_or(until, |(at, _)| at.min(until));
@@ -157,7 +157,13 @@ impl Site {
         while let Some((ticket, frames)) = self.waiting.take() {
             self.spills += 1;
             if result.is_ok() {
-                self.journal.extend(frames.iter().map(|frame| Packed::new(&frame.entries)));
+                for frame in frames {
+                    // One that does not join begins a run, and what was there before counts as confirmed.
+                    if frame.after != self.journal.last().map(|last| last.next_offset) {
+                        self.journal.clear();
+                    }
+                    self.journal.push(Packed::new(&frame.entries));
+                }
             }
             self.feed(EdgeInput::Spilled { ticket, result: result.clone() });
         }
@@ -178,7 +184,7 @@ impl Site {
         }
     }
 
-    fn status(&self) -> EdgePartitionStatus {
+    pub(super) fn status(&self) -> EdgePartitionStatus {
         self.link.status().mirrors[0].partitions[0].clone()
     }
 }
