@@ -138,7 +138,7 @@ async fn a_log_that_is_cleaned_while_it_is_mirrored_loses_nothing_that_it_keeps(
         if thinned >= 20 { Ok(()) } else { Err(thinned) }
     })
     .await;
-    let mut rig = Rig::start(&source, &cloud, RigSpec::new(&topics)).await;
+    let mut rig = Rig::start(&source, &cloud, RigSpec::new(&topics).impatient()).await;
     wait_until_active(&rig, &topics).await;
     // The mirror's cleaner waits: what is missing then was never mirrored.
     for topic in &topics {

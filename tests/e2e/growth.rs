@@ -13,7 +13,7 @@ use crate::course::{DEADLINE, Turn, assert_equal, mirrored_end, tell, wait_for_s
 
 /// Starts a link whose mirrors may fail.
 async fn start(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str]) -> Rig {
-    let mut rig = Rig::start(source, cloud, RigSpec::new(topics)).await;
+    let mut rig = Rig::start(source, cloud, RigSpec::new(topics).impatient()).await;
     for daemon in [&mut rig.agent, &mut rig.gateway] {
         daemon.allow("mirror FAILED");
     }

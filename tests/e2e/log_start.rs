@@ -64,10 +64,9 @@ async fn a_log_that_starts_at_two_hundred_million_is_mirrored_there_though_the_g
     workload.produce(&source.client_config(), RECORDS).await;
 
     let start = Instant::now();
-    let spec = RigSpec::new(&[&topic]).gateway("registry.lease", "1 s").gateway("registry.settle", "500 ms");
-    let spec = spec.agent("link.idle_timeout", "2 s").agent("link.keep_alive", "500 ms");
-    let mut rig = Rig::start(&source, cloud, spec).await;
-    rig.gateway.allow("connection ended before its session began");
+    let mut rig = Rig::start(&source, cloud, RigSpec::new(&[&topic]).impatient()).await;
+    // Said in the dark of a mirror that is not as far as its source's start.
+    rig.agent.allow("cannot be read on in the dark");
     let reached = wait_until_beyond(cloud, &topic, FAR / 4).await;
     rig.gateway.restart();
     let killed = start.elapsed();
@@ -116,7 +115,7 @@ impl Loss {
         for topic in [&topic, &other] {
             pair.source.create_topic(topic, 1, 1, &[]).await;
         }
-        let spec = RigSpec::new(&[&topic, &other]);
+        let spec = RigSpec::new(&[&topic, &other]).impatient();
         let mut rig = Rig::start(&pair.source, &pair.cloud, spec.clone()).await;
         rig.agent.allow("mirror FAILED");
         rig.gateway.allow("mirror FAILED");
@@ -125,7 +124,8 @@ impl Loss {
         let workload = Workload::new().topic(&topic, 1).topic(&other, 1);
         workload.produce(&config, 200).await;
         wait_until_mirrored(&pair.source, &pair.cloud, &[&topic, &other], DEADLINE).await;
-        rig.agent.kill();
+        rig.agent.allow("cannot be read on in the dark");
+        assert!(rig.agent.terminate(Duration::from_secs(20)).await.success());
         workload.produce(&config, 200).await;
         pair.source.delete_records(&topic, 0, 150).await;
         Self { topic, other, spec, rig }
@@ -145,22 +145,18 @@ impl Loss {
 
     /// The gateway shows what was lost, in status and metrics.
     async fn assert_in_ledger(&self) {
-        let shown = wait_for_state(&self.rig.gateway, &self.topic, "ACTIVE").await;
-        assert!(names_loss(&shown), "{shown}");
+        until("the loss is on record", DEADLINE, async || {
+            let status = self.rig.gateway.status().await;
+            let losses = status["links"].as_array().into_iter().flatten().filter_map(|link| link["losses"].as_array());
+            let is_this = |loss: &Value| {
+                let range = (loss["partition"].as_i64(), loss["from"].as_i64(), loss["to"].as_i64());
+                loss["topic"] == self.topic.as_str() && range == (Some(0), Some(100), Some(150))
+            };
+            if losses.flatten().any(is_this) { Ok(()) } else { Err(status) }
+        })
+        .await;
         let lost = self.rig.gateway.metric(LOST).await;
         assert!((lost - 50.0).abs() < 0.5, "{lost} offsets are counted as lost");
-    }
-}
-
-/// Whether something in the document tells of a range from 100 to 150.
-fn names_loss(shown: &Value) -> bool {
-    let is_loss = |object: &serde_json::Map<String, Value>| {
-        object.get("from").and_then(Value::as_i64) == Some(100) && object.get("to").and_then(Value::as_i64) == Some(150)
-    };
-    match shown {
-        Value::Object(object) => is_loss(object) || object.values().any(names_loss),
-        Value::Array(array) => array.iter().any(names_loss),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }
 

@@ -40,11 +40,11 @@ async fn a_mirror_that_needs_markers_is_refused_with_the_command_that_allows_the
     plain.produce(&config, 2 * RECORDS).await;
 
     let start = Instant::now();
-    let mut rig = Rig::start(source, &cloud, RigSpec::new(&[&dense, &compacted, &settled])).await;
+    let mut rig = Rig::start(source, &cloud, RigSpec::new(&[&dense, &compacted, &settled]).impatient()).await;
     for daemon in [&mut rig.agent, &mut rig.gateway] {
         daemon.allow("mirror FAILED");
     }
-    rig.gateway.allow("markers");
+    rig.gateway.allow("mirrors will be FAILED at the first gap of their sources");
     wait_until_active(&rig, &[&dense, &settled]).await;
     assert_refused(&rig, &compacted).await;
     assert!(!cloud.topics().await.contains_key(&compacted), "it is refused before it is made");

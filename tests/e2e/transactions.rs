@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
+use serde_json::{Value, json};
 use tombolo_kafka::admin::describe_producers;
 use tombolo_tests::broker::{ClusterSpec, KafkaCluster, shared_pair, unique_name};
 use tombolo_tests::compare::{Seen, await_equal_with_gaps, wait_until_mirrored};
@@ -132,23 +133,25 @@ async fn a_transaction_that_hangs_holds_its_partition_back_and_no_other() {
         })
         .await;
     }
-    let told = format!("waits for transaction: producer id {}", open_producer(&pair.source, &topic).await);
-    until("status names who holds the partition back", DEADLINE, async || {
-        let status = rig.agent.status().await.to_string();
-        if status.contains(&told) && status.contains(&format!("offset {each}")) { Ok(()) } else { Err(status) }
-    })
-    .await;
+    let holder = json!({"producer_id": open_producer(&pair.source, &topic).await, "since_offset": each});
+    wait_until_told(&rig, &holder).await;
     assert_eq!(mirrored_end(&pair.cloud, &topic, 0).await, each, "an open transaction was mirrored");
 
     hanging.abort().await;
     let seen = await_equal_with_gaps(&pair.source, &pair.cloud, &[&topic], rig.producer_id(), DEADLINE).await;
     assert_eq!(seen, Seen { records: 2 * RECORDS, aborted: 5 });
-    until("status forgets the transaction", DEADLINE, async || {
-        let status = rig.agent.status().await.to_string();
-        if status.contains("waits for transaction") { Err(status) } else { Ok(()) }
+    wait_until_told(&rig, &Value::Null).await;
+    tell("a transaction that hung, and its partition after it", 2 * RECORDS, start);
+}
+
+/// Waits until the agent names this transaction as what partition 0 waits for.
+async fn wait_until_told(rig: &Rig, holder: &Value) {
+    until(&format!("status tells of {holder}"), DEADLINE, async || {
+        let status = rig.agent.status().await;
+        let told = status.pointer("/mirrors/0/partitions/0/waits_for_transaction");
+        if told == Some(holder) { Ok(()) } else { Err(status) }
     })
     .await;
-    tell("a transaction that hung, and its partition after it", 2 * RECORDS, start);
 }
 
 /// The producer that has a transaction open in partition 0.
@@ -171,12 +174,7 @@ async fn outlives_twenty_sudden_deaths_while_transactions_run() {
     let pair = shared_pair().await;
     let topic = unique_name("killed-in-transactions");
     pair.source.create_topic(&topic, PARTITIONS, 1, &[]).await;
-    let spec = RigSpec::new(&[&topic])
-        .gateway("registry.lease", "1 s")
-        .gateway("registry.settle", "500 ms")
-        .agent("link.idle_timeout", "2 s")
-        .agent("link.keep_alive", "500 ms");
-    let mut rig = Rig::start(&pair.source, &pair.cloud, spec).await;
+    let mut rig = Rig::start(&pair.source, &pair.cloud, RigSpec::new(&[&topic]).impatient()).await;
     // An agent dies between its handshake and its first message.
     rig.gateway.allow("connection ended before its session began");
     wait_until_active(&rig, &[&topic]).await;
@@ -224,12 +222,7 @@ async fn late_markers_of_a_dead_gateway_shift_nothing() {
     let cloud = KafkaCluster::start(ClusterSpec::single()).await;
     let topic = unique_name("late-markers");
     source.create_topic(&topic, PARTITIONS, 1, &[]).await;
-    let spec = RigSpec::new(&[&topic])
-        .gateway("registry.lease", "1 s")
-        .gateway("registry.settle", "500 ms")
-        .agent("link.idle_timeout", "2 s")
-        .agent("link.keep_alive", "500 ms");
-    let mut rig = Rig::start(source, &cloud, spec).await;
+    let mut rig = Rig::start(source, &cloud, RigSpec::new(&[&topic]).impatient()).await;
     wait_until_active(&rig, &[&topic]).await;
     let start = Instant::now();
     let applications = Applications::start(source, &topic);

@@ -62,6 +62,15 @@ impl RigSpec {
         self
     }
 
+    /// For tests that kill gateways: a dead one is given up soon, and the next one waits for little.
+    #[must_use]
+    pub fn impatient(self) -> Self {
+        self.agent("link.idle_timeout", "2 s")
+            .agent("link.keep_alive", "500 ms")
+            .gateway("registry.lease", "1 s")
+            .gateway("registry.settle", "500 ms")
+    }
+
     /// A setting of the agent by its path, such as `memory.window`.
     #[must_use]
     pub fn agent(mut self, path: &str, value: impl Into<Value>) -> Self {
