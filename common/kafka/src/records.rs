@@ -1,6 +1,6 @@
 //! Records within a batch: those of the few batches that tombolo itself writes and reads (its registry topic), and those
-//! of mirrored batches that a cloud cluster would not take or keep as they are ([`Unfit`], [`from_legacy`]), and [`filler`].
-//! A dense `CreateTime` batch of a mirror never comes here.
+//! of mirrored batches that a cloud cluster would not take or keep as they are ([`Unfit`], [`from_legacy`]), and the empty
+//! ones of [`filler()`]. A dense `CreateTime` batch of a mirror never comes here.
 
 mod assemble;
 mod codec;
