@@ -43,7 +43,7 @@ const PLANTED: [Planted; 7] = [
     Planted { name: "shifted-offset", plant: shifted_offset, offset: OFFSET, words: "batches differ" },
     Planted { name: "changed-timestamp", plant: changed_timestamp, offset: OFFSET, words: "batches differ" },
     Planted { name: "changed-header", plant: changed_header, offset: OFFSET, words: "batches differ" },
-    Planted { name: "truncated-tail", plant: truncated_tail, offset: (BATCHES - 1) * SIZE, words: "log ends differ" },
+    Planted { name: "truncated-tail", plant: truncated_tail, offset: BATCHES * SIZE, words: "log ends differ" },
 ];
 
 fn changed_byte(log: &mut Log) {

@@ -254,6 +254,13 @@ fn one_producers_transactions_are_aborted_one_by_one() {
 }
 
 #[test]
+fn a_marker_that_was_read_before_ends_its_transaction_all_the_same() {
+    let records = join(&[set(&[data(0, 2, PRODUCER)]), marker(2, PRODUCER, 0), set(&[data(3, 2, PRODUCER)])]);
+    let taken = take(aborting(3, records, &[(PRODUCER, 0)]));
+    assert_eq!(spans(&taken), [(3, 5, true)], "the producer's next transaction was committed");
+}
+
+#[test]
 fn an_emptied_batch_and_missing_ones_are_gaps() {
     let empty = BatchBuilder::new(3).records(0).last_offset_delta(4).payload(0);
     let records = set(&[BatchBuilder::new(0).records(3), empty, BatchBuilder::new(12)]);

@@ -175,7 +175,10 @@ impl Walk {
     fn batch(&mut self) -> Result<bool, Stop> {
         let left = self.split.remaining();
         match self.split.next() {
-            Some(Ok(batch)) if batch.next_offset() <= self.next => {}
+            // It may be the end of an aborted transaction all the same: the answer may be of an earlier request.
+            Some(Ok(batch)) if batch.next_offset() <= self.next => {
+                self.transactions.hides(&batch);
+            }
             Some(Ok(batch)) => self.classify(batch)?,
             Some(Err(BatchError::Magic { magic: 0 | 1, .. })) => {
                 self.records = self.records.slice(self.records.len() - left..);

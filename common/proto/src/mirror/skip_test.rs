@@ -83,7 +83,8 @@ fn a_gap_waits_for_what_is_in_flight_and_what_lies_behind_it_waits_for_the_gap()
     mirror.produced(4, appended(6));
     assert_eq!(skip(&mut mirror), (5, 7, 1));
     mirror.skipped(5, log_end(8), NOW);
-    assert_eq!((mirror.progress(), mirror.held_bytes(), mirror.gap_offsets()), (CloudProgress::at(8), 0, 4));
+    assert_eq!((mirror.progress(), mirror.held_bytes()), (CloudProgress::at(8), 0));
+    assert_eq!(mirror.gap_offsets(), 2, "a gap of three, less the two records behind it, and one more");
 }
 
 #[test]

@@ -36,8 +36,8 @@ impl Open {
             // What the gap asks for has not been seen by anybody yet.
             open.mirror.fail();
             let detail = format!(
-                "{total} offsets without records came in this session, the limit is {max_gap}: each costs a marker of about \
-                 78 bytes in the cloud. Raise max_gap_offsets of the mirror, then pause and resume it; or delete the mirror \
+                "{total} offsets without records came, more than records with them, and the limit is {max_gap}: each costs a \
+                 marker of about 78 bytes in the cloud. Raise max_gap_offsets of the mirror, then pause and resume it; or delete the mirror \
                  topic and let it be mirrored from a later start"
             );
             failure = Some(Failure::at(FailureCode::GapLimit, partition, before.received, detail));
