@@ -14,7 +14,7 @@ use tombolo_tests::wait::until;
 pub(crate) const DEADLINE: Duration = Duration::from_mins(3);
 
 /// Tests that may work at a time: each drives two brokers and two daemons.
-const AT_ONCE: u32 = 2;
+const AT_ONCE: u32 = 3;
 static TURNS: Semaphore = Semaphore::const_new(AT_ONCE as usize);
 
 /// A test's turn on the machine. Taken first, so that it is given back last.
