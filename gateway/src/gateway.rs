@@ -85,7 +85,7 @@ async fn show(shared: Arc<Shared>, sender: watch::Sender<Value>) {
     loop {
         every.tick().await;
         let links = Arc::clone(&shared.links.borrow());
-        sender.send_replace(shared.board.document(&links));
+        sender.send_replace(shared.board.document(&links, &shared.registry.ledgers()));
     }
 }
 

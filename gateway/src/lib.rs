@@ -12,12 +12,15 @@
 //! | `topics` | mirror topics: made, grown, checked |
 //! | `recover` | where a partition stands in the cloud |
 //! | `writer` | appends to partitions' leaders |
+//! | `skip` | moves log ends past offsets that hold no record |
+//! | `fast_forward` | makes mirrors start above 0 |
 //! | `status`, `metrics` | what is shown |
 //! | [`cli`] | the commands |
 
 mod carrier;
 pub mod cli;
 mod clock;
+mod fast_forward;
 mod gateway;
 mod identity;
 mod import;
@@ -28,6 +31,7 @@ mod registry;
 mod session;
 pub mod settings;
 mod shared;
+mod skip;
 mod status;
 mod topics;
 mod writer;

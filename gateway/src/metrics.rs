@@ -16,9 +16,12 @@ const INCARNATIONS_REFUSED: &str = "tombolo_gateway_incarnations_refused_total";
 const HELD_BYTES: &str = "tombolo_gateway_held_bytes";
 const STALE: &str = "tombolo_gateway_stale_answers_total";
 const DUPLICATES: &str = "tombolo_gateway_duplicates_discarded_total";
+const MARKERS: &str = "tombolo_gateway_markers_total";
+const FILLER: &str = "tombolo_gateway_filler_offsets_total";
+const LOST: &str = "tombolo_gateway_lost_offsets_total";
 const WRITE_SECONDS: &str = "tombolo_gateway_write_seconds";
 
-const DESCRIPTIONS: [Description; 12] = [
+const DESCRIPTIONS: [Description; 15] = [
     Description { kind: Kind::Counter, name: HANDSHAKES, help: "Connections whose TLS handshake was completed" },
     Description { kind: Kind::Counter, name: REFUSED, help: "Connections refused, by reason" },
     Description { kind: Kind::Gauge, name: SITES, help: "Links of the settings, by state" },
@@ -46,6 +49,17 @@ const DESCRIPTIONS: [Description; 12] = [
         name: DUPLICATES,
         help: "Batches sent again within a session and answered with success: the broker kept one of the two",
     },
+    Description { kind: Kind::Counter, name: MARKERS, help: "Markers appended where the source has no records" },
+    Description {
+        kind: Kind::Counter,
+        name: FILLER,
+        help: "Offsets filled, and deleted again, to make mirrors start where their sources do",
+    },
+    Description {
+        kind: Kind::Counter,
+        name: LOST,
+        help: "Offsets that sources deleted before they were mirrored, by link, as the registry's loss ledgers have them",
+    },
     Description { kind: Kind::Histogram, name: WRITE_SECONDS, help: "Time from a Produce request to its answer" },
 ];
 
@@ -59,6 +73,8 @@ pub(crate) fn describe_all() {
     }
     counter!(INCARNATIONS_REFUSED).increment(0);
     counter!(DUPLICATES).increment(0);
+    counter!(MARKERS).increment(0);
+    counter!(FILLER).increment(0);
     counter!(CONFIRMED_BYTES).increment(0);
     counter!(RECEIVED_BYTES).increment(0);
 }
@@ -93,6 +109,19 @@ pub(crate) fn stale_answers(kind: &'static str, count: usize) {
 
 pub(crate) fn duplicate_discarded() {
     counter!(DUPLICATES).increment(1);
+}
+
+pub(crate) fn markers_appended(count: i64) {
+    counter!(MARKERS).increment(u64::try_from(count).unwrap_or(0));
+}
+
+pub(crate) fn filler_appended(count: i32) {
+    counter!(FILLER).increment(u64::try_from(count).unwrap_or(0));
+}
+
+/// What the ledgers of a link's mirrors add up to.
+pub(crate) fn lost_offsets(link: &str, count: u64) {
+    counter!(LOST, "link" => link.to_owned()).absolute(count);
 }
 
 pub(crate) fn write_seconds(elapsed: Duration) {

@@ -1,5 +1,7 @@
-//! Where a partition of a mirror stands: log end, producer state and the last batches, read from its leader.
+//! Where a partition of a mirror stands: log start and end, producer state and the last batches, read from its leader.
+//! Filler that a killed fast-forward left is deleted before anybody takes it for records.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,11 +9,13 @@ use tombolo_kafka::admin::{self, OffsetQuery, OffsetSpec};
 use tombolo_kafka::cluster::Leader;
 use tombolo_kafka::error::{ErrorCode, KafkaErrorKind};
 use tombolo_kafka::fetch::{self, FetchOnce, Isolation};
-use tombolo_kafka::{Cluster, Connection, KafkaError};
-use tombolo_proto::batch::{self, Batch};
+use tombolo_kafka::{Cluster, Connection, KafkaError, TopicId, records};
+use tombolo_proto::batch::{self, Batch, Stamp};
 use tombolo_proto::id::{Offset, Partition, TopicName};
-use tombolo_proto::limits::MAX_TAIL;
 use tombolo_proto::mirror::{Recovery, advance};
+
+use crate::fast_forward::{DeleteError, delete_before};
+use crate::registry::Ledger;
 
 /// For the high watermark to reach the log end, and for both looks at the end to agree.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
@@ -20,6 +24,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const TAIL_BYTES: i32 = 32 << 10;
 /// How many batches of the last one's record count are hoped to lie within [`TAIL_BYTES`].
 const TAIL_BATCHES: i64 = 8;
+/// How far back a batch with records is looked for where the log ends in markers, and how many bytes that may take: a
+/// marker has 78. Beyond that the gap alone is the evidence.
+const REACHES: [i64; 3] = [64, 512, 4_096];
+const REACH_BYTES: i32 = 384 << 10;
 
 /// Why a partition could not be read; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +42,8 @@ pub(crate) enum RecoverError {
     Moving { from: Offset, to: Offset },
     #[error("the log of the mirror holds what is no batch: {0}")]
     Batch(#[from] batch::BatchError),
+    #[error("filler of a start that was not finished: {0}")]
+    Filler(#[from] DeleteError),
 }
 
 /// What a partition holds, and the leader that told it: batches go to that leader and no other, until the next look.
@@ -50,35 +60,81 @@ pub(crate) struct Place {
     pub(crate) topic: TopicName,
     pub(crate) partition: Partition,
     pub(crate) producer_id: i64,
+    /// Under which the link's empty transactions were written.
+    pub(crate) skippers: BTreeSet<i64>,
 }
 
-/// Looks at a partition. Forgets its leader where the answer says that it is another.
-pub(crate) async fn recover(cluster: &Cluster, place: &Place) -> Result<Found, RecoverError> {
-    let found = look(cluster, place).await;
+/// Where a partition stands, its records left aside.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stand {
+    pub(crate) leader: Leader,
+    pub(crate) log_start: Offset,
+    pub(crate) log_end: Offset,
+    /// As [`Recovery::last_sequence`].
+    last_sequence: Option<i32>,
+}
+
+impl Stand {
+    /// Sequence that the broker takes next, or any where it remembers none.
+    pub(crate) fn next_sequence(&self) -> i32 {
+        match self.last_sequence {
+            Some(last) if last >= 0 => advance(last, 1),
+            Some(_) => 0,
+            None => i32::try_from(self.log_end & i64::from(i32::MAX)).unwrap_or(0),
+        }
+    }
+}
+
+/// Looks at a partition, of which the registry has `ledger`. Forgets its leader where the answer says that it is another.
+pub(crate) async fn recover(cluster: &Cluster, place: &Place, ledger: &Ledger) -> Result<Found, RecoverError> {
+    let found = look(cluster, place, ledger).await;
     if found.is_err() {
         cluster.forget_leader(place.topic.as_str(), place.partition);
     }
     found
 }
 
-async fn look(cluster: &Cluster, place: &Place) -> Result<Found, RecoverError> {
-    let leader = cluster.leader(place.topic.as_str(), place.partition).await?;
-    let reader =
-        Reader { connection: cluster.shared(leader.broker).await?, topic: place.topic.shared(), place, leader };
+/// Looks at a partition that nobody writes to.
+pub(crate) async fn stand(cluster: &Cluster, place: &Place) -> Result<Stand, RecoverError> {
+    let reader = Reader::open(cluster, place).await?;
+    let log_end = reader.settled_end(tokio::time::Instant::now() + SETTLE_DEADLINE).await?;
+    let log_start = reader.offset(OffsetSpec::LogStart).await?;
+    let tail = reader.tail(log_start, log_end).await?;
+    let last_sequence = reader.last_sequence(&tail).await?;
+    Ok(Stand { leader: reader.leader, log_start, log_end, last_sequence })
+}
+
+/// The mirror topic's id; `None` where brokers tell none.
+pub(crate) async fn topic_id(cluster: &Cluster, topic: &TopicName) -> Result<Option<TopicId>, KafkaError> {
+    let seen = cluster.metadata(Some(&[topic.to_string()])).await?;
+    Ok(seen.topics.into_iter().find(|seen| *seen.name == *topic.as_str()).and_then(|seen| seen.topic_id))
+}
+
+async fn look(cluster: &Cluster, place: &Place, ledger: &Ledger) -> Result<Found, RecoverError> {
+    let reader = Reader::open(cluster, place).await?;
+    let told = if ledger.has_start() { ledger.start(topic_id(cluster, &place.topic).await?) } else { None };
     let deadline = tokio::time::Instant::now() + SETTLE_DEADLINE;
     loop {
         let log_end = reader.settled_end(deadline).await?;
-        let tail = if log_end > 0 { reader.tail(log_end).await? } else { Vec::new() };
+        let log_start = if log_end > 0 { reader.start(log_end, told).await? } else { 0 };
+        let tail = reader.tail(log_start, log_end).await?;
         let last_sequence = if log_end > 0 { reader.last_sequence(&tail).await? } else { None };
         let again = if log_end > 0 { reader.offset(OffsetSpec::LogEnd).await? } else { 0 };
         if again == log_end {
-            let recovery = Recovery { log_end, last_sequence, tail };
-            return Ok(Found { recovery, leader, topic: place.topic.clone() });
+            let starting = told.map(|told| starting(told, log_start, log_end));
+            let recovery = Recovery { log_start, log_end, starting, last_sequence, tail };
+            return Ok(Found { recovery, leader: reader.leader, topic: place.topic.clone() });
         }
         if tokio::time::Instant::now() > deadline {
             return Err(RecoverError::Moving { from: log_end, to: again });
         }
     }
+}
+
+/// Where the mirror starts. One that was made to start, and holds nothing yet, may still be made to start higher: the
+/// source's log may have moved on meanwhile.
+fn starting(told: Offset, log_start: Offset, log_end: Offset) -> Offset {
+    if log_start == log_end && told == log_end { told + 1 } else { told }
 }
 
 struct Reader<'a> {
@@ -88,7 +144,12 @@ struct Reader<'a> {
     leader: Leader,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    async fn open(cluster: &Cluster, place: &'a Place) -> Result<Self, RecoverError> {
+        let leader = cluster.leader(place.topic.as_str(), place.partition).await?;
+        Ok(Self { connection: cluster.shared(leader.broker).await?, topic: place.topic.shared(), place, leader })
+    }
+
     /// The log end, once the high watermark has reached it.
     async fn settled_end(&self, deadline: tokio::time::Instant) -> Result<Offset, RecoverError> {
         loop {
@@ -105,6 +166,24 @@ impl Reader<'_> {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// The log's first offset. A log that does not reach beyond the start it was told holds filler, which goes.
+    async fn start(&self, log_end: Offset, told: Option<Offset>) -> Result<Offset, RecoverError> {
+        let log_start = self.offset(OffsetSpec::LogStart).await?;
+        let filled = log_start < log_end && told.is_some_and(|told| log_end <= told);
+        if !filled || !self.ends_in_filler(log_end).await? {
+            return Ok(log_start);
+        }
+        delete_before(&self.connection, self.place, log_end).await?;
+        tracing::info!(topic = %self.place.topic, partition = self.place.partition, log_end, "filler deleted");
+        Ok(log_end)
+    }
+
+    async fn ends_in_filler(&self, log_end: Offset) -> Result<bool, RecoverError> {
+        let last = self.batches_from(log_end - 1, TAIL_BYTES).await?;
+        let ours = |batch: &Batch| batch.producer_id() == self.place.producer_id && records::is_filler(batch);
+        Ok(last.last().is_some_and(ours))
     }
 
     async fn offset(&self, spec: OffsetSpec) -> Result<Offset, RecoverError> {
@@ -140,38 +219,73 @@ impl Reader<'_> {
         }
     }
 
-    /// The last batches, joined up to `log_end`; none where the log holds no record any more.
-    async fn tail(&self, log_end: Offset) -> Result<Vec<Batch>, RecoverError> {
-        let last = self.batches_from(log_end - 1).await?;
-        let Some((base, count)) = last.first().map(|batch| (batch.base_offset(), i64::from(batch.record_count())))
-        else {
+    /// The last batches, markers too, joined up to `log_end`; none where the log holds nothing any more. Behind markers it
+    /// looks for a batch with records: markers say little.
+    async fn tail(&self, log_start: Offset, log_end: Offset) -> Result<Vec<Batch>, RecoverError> {
+        if log_start >= log_end {
             return Ok(Vec::new());
-        };
-        let from = (base - TAIL_BATCHES * count.max(1)).max(0);
-        let mut batches = if from < base { self.batches_from(from).await? } else { Vec::new() };
+        }
+        let last = joined_tail(self.batches_from(log_end - 1, TAIL_BYTES).await?, log_end, self.place.producer_id);
+        let Some(first) = last.first() else { return Ok(last) };
+        let base = first.base_offset();
+        if !first.is_control() {
+            let from = base - TAIL_BATCHES * i64::from(first.record_count()).max(1);
+            return self.longer(from.max(log_start), last, log_end, TAIL_BYTES).await;
+        }
+        let mut tail = last;
+        for reach in REACHES {
+            let from = (base - reach).max(log_start);
+            tail = self.longer(from, tail, log_end, REACH_BYTES).await?;
+            if from == log_start || tail.iter().any(|batch| !batch.is_control()) {
+                break;
+            }
+        }
+        Ok(tail)
+    }
+
+    /// The tail with what lies between `from` and it, as far as that joins.
+    async fn longer(
+        &self,
+        from: Offset,
+        tail: Vec<Batch>,
+        log_end: Offset,
+        bytes: i32,
+    ) -> Result<Vec<Batch>, RecoverError> {
+        let Some(base) = tail.first().map(Batch::base_offset).filter(|&base| from < base) else { return Ok(tail) };
+        let mut batches = self.batches_from(from, bytes).await?;
         batches.retain(|batch| batch.base_offset() < base);
-        batches.extend(last);
-        Ok(joined_tail(batches, log_end))
+        batches.extend(tail);
+        Ok(joined_tail(batches, log_end, self.place.producer_id))
     }
 
     /// None where the offset lies below the log's start.
-    async fn batches_from(&self, offset: Offset) -> Result<Vec<Batch>, RecoverError> {
+    async fn batches_from(&self, offset: Offset, bytes: i32) -> Result<Vec<Batch>, RecoverError> {
         let once = FetchOnce {
             topic: &self.topic,
             topic_id: None,
             partition: self.place.partition,
             offset,
             leader_epoch: self.leader.epoch,
-            max_bytes: TAIL_BYTES,
+            max_bytes: bytes,
             max_wait: Duration::ZERO,
             isolation: Isolation::ReadUncommitted,
         };
         let fetched = fetch::fetch_once(&self.connection, once).await?;
         match fetched.error {
-            None => Ok(batch::split(fetched.records).collect::<Result<_, _>>()?),
+            None => Ok(batch::split(fetched.records)
+                .map(|batch| Ok(self.own(batch?)))
+                .collect::<Result<_, RecoverError>>()?),
             Some(ErrorCode::OFFSET_OUT_OF_RANGE) => Ok(Vec::new()),
             Some(code) => Err(self.error(code)),
         }
+    }
+
+    /// The marker of an empty transaction of the link's is as good as one of its own.
+    fn own(&self, batch: Batch) -> Batch {
+        if batch.is_control() && self.place.skippers.contains(&batch.producer_id()) {
+            return under(&batch, self.place.producer_id).unwrap_or(batch);
+        }
+        batch
     }
 
     fn error(&self, code: ErrorCode) -> RecoverError {
@@ -179,12 +293,15 @@ impl Reader<'_> {
     }
 }
 
-/// The longest run of batches at the end that join and end at `log_end`, at most [`MAX_TAIL`].
-fn joined_tail(batches: Vec<Batch>, log_end: Offset) -> Vec<Batch> {
+/// The longest run of batches at the end that join, end at `log_end` and are as they were appended: one that the mirror's
+/// own compaction has rewritten is no evidence. A foreign one is, of something else, and ends the run too.
+fn joined_tail(batches: Vec<Batch>, log_end: Offset, producer_id: i64) -> Vec<Batch> {
     let mut tail = Vec::new();
     let mut next = log_end;
     for batch in batches.into_iter().rev() {
-        if batch.next_offset() != next || tail.len() == MAX_TAIL {
+        let foreign = batch.producer_id() != producer_id;
+        let as_appended = batch.is_control() || !batch.may_be_cleaned();
+        if batch.next_offset() != next || !(foreign || as_appended) {
             break;
         }
         next = batch.base_offset();
@@ -194,8 +311,16 @@ fn joined_tail(batches: Vec<Batch>, log_end: Offset) -> Vec<Batch> {
     tail
 }
 
+/// The batch as another producer would have written it.
+fn under(batch: &Batch, producer_id: i64) -> Option<Batch> {
+    let mut bytes = Vec::from(batch.stamped(Stamp { producer_id, sequence: batch.base_sequence() }));
+    bytes.get_mut(..8)?.copy_from_slice(&batch.base_offset().to_be_bytes());
+    Batch::parse(bytes.into()).ok()
+}
+
 fn sequence_of_tail(tail: &[Batch], producer_id: i64) -> Option<i32> {
-    let last = tail.iter().rfind(|batch| batch.producer_id() == producer_id)?;
+    let of_records = |batch: &&Batch| batch.producer_id() == producer_id && !batch.is_control();
+    let last = tail.iter().rfind(of_records)?;
     (last.base_sequence() >= 0).then(|| advance(last.base_sequence(), last.record_count() - 1))
 }
 
@@ -205,27 +330,66 @@ mod tests {
 
     use super::*;
 
+    /// Control, as in the attributes of a batch.
+    const CONTROL: u16 = 0x20;
+    const DELETE_HORIZON: u16 = 0x40;
+
     fn batch(base: Offset, records: i32, id: i64, sequence: i32) -> Batch {
         BatchBuilder::new(base).records(records).stamp(id, 0, sequence).build()
+    }
+
+    fn marker(base: Offset, id: i64) -> Batch {
+        BatchBuilder::new(base).attributes(CONTROL).stamp(id, 0, -1).build()
     }
 
     #[test]
     fn the_tail_joins_and_ends_at_the_log_end() {
         let all = || vec![batch(0, 2, 9, 0), batch(3, 2, 9, 2), batch(5, 1, 9, 4)];
-        assert_eq!(joined_tail(all(), 6), all()[1..]);
-        assert_eq!(joined_tail(all(), 7), []);
-        assert_eq!(joined_tail(Vec::new(), 0), []);
-        let many: Vec<Batch> = (0..40).map(|at| batch(at, 1, 9, 0)).collect();
-        assert_eq!(joined_tail(many, 40).len(), MAX_TAIL);
+        assert_eq!(joined_tail(all(), 6, 9), all()[1..]);
+        assert_eq!(joined_tail(all(), 7, 9), []);
+        assert_eq!(joined_tail(Vec::new(), 0, 9), []);
+    }
+
+    #[test]
+    fn markers_are_part_of_the_tail() {
+        let all = || vec![batch(0, 2, 9, 0), marker(2, 9), marker(3, 9), batch(4, 1, 9, 2), marker(5, 9)];
+        assert_eq!(joined_tail(all(), 6, 9), all());
+        assert_eq!(sequence_of_tail(&all(), 9), Some(2));
+        let foreign = || vec![batch(0, 2, 9, 0), marker(2, 4)];
+        assert_eq!(joined_tail(foreign(), 3, 9), foreign(), "to be judged");
+    }
+
+    #[test]
+    fn markers_of_the_links_empty_transactions_are_its_own() {
+        let own = under(&marker(7, 2_000), 9).unwrap();
+        assert_eq!((own.base_offset(), own.next_offset(), own.producer_id(), own.is_control()), (7, 8, 9, true));
+        assert!(own.crc_is_valid());
+    }
+
+    #[test]
+    fn what_compaction_rewrote_is_no_evidence() {
+        let horizon = BatchBuilder::new(0).records(2).attributes(DELETE_HORIZON).stamp(9, 0, 0).build();
+        let after = || batch(2, 1, 9, 2);
+        assert_eq!(joined_tail(vec![horizon, after()], 3, 9), [after()]);
+        let marked = || BatchBuilder::new(1).attributes(CONTROL | DELETE_HORIZON).stamp(9, 0, -1).build();
+        assert_eq!(joined_tail(vec![marked(), after()], 3, 9), [marked(), after()]);
+    }
+
+    #[test]
+    fn a_mirror_that_holds_nothing_yet_may_start_higher() {
+        assert_eq!(starting(100, 40, 40), 100, "half way");
+        assert_eq!(starting(100, 100, 100), 101);
+        assert_eq!(starting(100, 100, 101), 100, "it holds a record");
+        assert_eq!(starting(100, 130, 130), 100, "its records were deleted");
     }
 
     #[test]
     fn the_sequence_is_that_of_the_links_last_record() {
-        let tail = [batch(0, 3, 9, 10), batch(3, 1, 4, 0)];
+        let tail = [batch(0, 3, 9, 10), batch(3, 1, 4, 0), marker(4, 9)];
         assert_eq!(sequence_of_tail(&tail, 9), Some(12));
         assert_eq!(sequence_of_tail(&tail, 5), None);
         let wrapped = [batch(0, 3, 9, i32::MAX - 1)];
         assert_eq!(sequence_of_tail(&wrapped, 9), Some(0));
-        assert_eq!(sequence_of_tail(&[batch(0, 1, 9, -1)], 9), None);
+        assert_eq!(sequence_of_tail(&[marker(0, 9)], 9), None);
     }
 }

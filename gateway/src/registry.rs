@@ -9,13 +9,17 @@
 
 mod incarnation;
 mod lease;
+mod ledger;
+mod note;
 mod record;
+mod skipper;
 mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tombolo_kafka::Cluster;
 use tombolo_kafka::error::ErrorCode;
@@ -30,7 +34,9 @@ use crate::settings::RegistrySettings;
 pub(crate) use incarnation::{Claimant, Replaced};
 use incarnation::{Former, Incarnations};
 pub(crate) use lease::SessionLease;
-use record::TermRecord;
+pub(crate) use ledger::{Ledger, LedgerEntry, LedgerKey, LedgerKind};
+pub(crate) use note::{Ledgers, NoteError};
+use record::{RecordError, TermRecord};
 pub(crate) use store::{Store, StoreError};
 
 /// How long the broker holds back an answer that has nothing new: several looks fit one lease.
@@ -100,6 +106,9 @@ struct Shared {
 #[derive(Debug, Default)]
 struct View {
     links: BTreeMap<LinkName, Held>,
+    ledgers: BTreeMap<LedgerKey, Ledger>,
+    /// Producer ids of each link's empty transactions.
+    skippers: BTreeMap<LinkName, BTreeSet<i64>>,
     leases: Vec<Weak<SessionLease>>,
     /// When the last look at the end was asked for.
     looked: Option<Time>,
@@ -207,7 +216,11 @@ impl Registry {
             Some(ErrorCode::OFFSET_OUT_OF_RANGE) => {
                 let start = fetched.log_start_offset.max(0);
                 tracing::warn!(start, "registry topic does not reach back to where it was read; reading it anew");
-                shared.view().links.clear();
+                let mut view = shared.view();
+                view.links.clear();
+                view.ledgers.clear();
+                view.skippers.clear();
+                drop(view);
                 shared.position.send_replace(start);
                 return Ok(start);
             }
@@ -246,12 +259,8 @@ impl Registry {
             let (Some(key), Some(value)) = (record.key, record.value) else {
                 continue;
             };
-            match record::read(&key, &value) {
-                Some(Ok((link, term))) => self.shared.learn(link, &term),
-                Some(Err(error)) => {
-                    tracing::error!(offset = record.offset, %error, "registry record cannot be read and is passed over");
-                }
-                None => {}
+            if let Err(error) = self.shared.take_in(&key, &value) {
+                tracing::error!(offset = record.offset, %error, "registry record cannot be read and is passed over");
             }
         }
     }
@@ -369,6 +378,21 @@ fn tell_replaced(link: &LinkName, claimant: Claimant, former: &Former) {
 impl Shared {
     fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records of kinds that this build does not know are a newer gateway's.
+    fn take_in(&self, key: &Bytes, value: &Bytes) -> Result<(), RecordError> {
+        if let Some(read) = record::read(key, value) {
+            let (link, term) = read?;
+            self.learn(link, &term);
+        } else if let Some(read) = ledger::read(key, value) {
+            let (key, ledger) = read?;
+            self.view().ledgers.insert(key, ledger);
+        } else if let Some(read) = skipper::read(key, value) {
+            let (link, ids) = read?;
+            self.view().skippers.insert(link, ids);
+        }
+        Ok(())
     }
 
     fn learn(&self, link: LinkName, record: &TermRecord) {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_kafka::cluster::ClusterMetadata;
 use tombolo_proto::cloud::{CloudConfig, CloudEvent, CloudInput, CloudLink, CloudOutput, LinkSettings};
 use tombolo_proto::id::{LinkName, MirrorId, Partition};
-use tombolo_proto::mirror::Outcome;
+use tombolo_proto::mirror::{Outcome, SkipOutcome};
 use tombolo_proto::wire::{CloseCode, encode};
 use tombolo_service::tasks::Tasks;
 
@@ -26,6 +26,7 @@ use crate::recover::{Found, RecoverError};
 use crate::registry::Claim;
 use crate::shared::{Presence, Shared};
 use crate::status::Agent;
+use crate::topics::Upkeep;
 use duties::Duties;
 
 /// Answers of tasks waiting for the loop.
@@ -51,6 +52,10 @@ pub(crate) enum Event {
     Found { mirror: MirrorId, partition: Partition, attempt: u32, result: Result<Found, RecoverError> },
     /// What became of a batch.
     Produced { mirror: MirrorId, partition: Partition, ticket: u64, outcome: Outcome },
+    /// What became of markers.
+    Skipped { mirror: MirrorId, partition: Partition, ticket: u64, outcome: SkipOutcome },
+    /// Whether a mirror topic's configs are as they are to be.
+    Kept { mirror: MirrorId, upkeep: Upkeep, result: Result<(), String> },
     /// Who leads which partition now.
     Leaders(Option<ClusterMetadata>),
 }
@@ -218,6 +223,15 @@ impl Session {
                 CloudOutput::Produce { mirror, topic, partition, ticket, offset, batch } => {
                     self.duties.produce(mirror, topic, partition, ticket, offset, batch);
                 }
+                CloudOutput::Skip { mirror, topic, partition, ticket, offset, count } => {
+                    self.duties.skip(mirror, topic, partition, ticket, offset, count);
+                }
+                CloudOutput::FastForward { mirror, topic, partition, ticket, from, to } => {
+                    self.duties.fast_forward(mirror, topic, partition, ticket, from..to);
+                }
+                CloudOutput::RecordLoss { mirror, topic, partition, ticket, from, to } => {
+                    self.duties.record_loss(mirror, &topic, partition, ticket, from..to);
+                }
                 CloudOutput::Event(event) => log(&self.link, event),
                 CloudOutput::Close { code, reason } => {
                     self.carrier.close(code, &reason);
@@ -232,10 +246,12 @@ impl Session {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         if let Some(term) = self.machine.term() {
             let agent = Agent { address: self.carrier.remote(), since: self.duties.agent_since() };
-            self.shared.board.publish(&self.link, term, agent, self.carrier.rtt(), self.machine.status());
+            let status = self.machine.status();
+            self.duties.tend(&status);
+            self.shared.board.publish(&self.link, term, agent, self.carrier.rtt(), status);
         }
     }
 
@@ -243,6 +259,7 @@ impl Session {
         let reason = self.ended.take().unwrap_or_default();
         // An overrun is told by `Tasks` itself.
         drop(self.tasks.shutdown(END_GRACE).await);
+        self.duties.leave();
         if let Some(lease) = self.duties.lease() {
             self.shared.board.ended(&self.link, lease.term(), &reason);
             tracing::info!(link = %self.link, term = lease.term().0, reason, "session ended");
@@ -288,6 +305,15 @@ fn log(link: &LinkName, event: CloudEvent) {
         CloudEvent::MirrorActive { topic } => tracing::info!(%link, %topic, "mirror active"),
         CloudEvent::Rewound { topic, partition, next_offset } => {
             tracing::warn!(%link, %topic, partition, next_offset, "the cloud lost the mirror's tail; it is sent again");
+        }
+        CloudEvent::Started { topic, partition, offset } => {
+            tracing::info!(%link, %topic, partition, offset, "mirror starts where the source's log does");
+        }
+        CloudEvent::LossSkipped { topic, partition, from, to } => {
+            tracing::error!(
+                %link, %topic, partition, from, to,
+                "the source deleted offsets before they were mirrored; the loss ledger has them, and the mirror goes on"
+            );
         }
         CloudEvent::Unverified { topic, partition } => {
             tracing::warn!(%link, %topic, partition, "the agent had nothing to compare the mirror's tail with");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tombolo_kafka::ClientSettings;
-use tombolo_proto::cloud::{LinkSettings, MirrorSettings};
+use tombolo_proto::cloud::{LinkSettings, MirrorSettings, OnLoss};
 use tombolo_proto::id::{LinkName, TopicName};
 use tombolo_proto::limits::{MAX_FILTERS, MAX_FRAME_BYTES, MAX_MIRRORS, MIN_FRAME_BYTES};
 use tombolo_proto::pattern::{self, TopicPattern};
@@ -20,7 +20,7 @@ use tombolo_service::settings::{self, ByteSize, SettingsError, Span};
 
 use crate::identity::TrustDomain;
 pub use raw::{Congestion, RawConfig};
-use raw::{RawLink, RawMemory, RawQuic, RawRegistry};
+use raw::{RawLink, RawMemory, RawMirrorOnLoss, RawOnLoss, RawQuic, RawRegistry, RawSkip};
 
 /// Name under which the brokers' logs and quotas know the gateway, where `client.id` is not set.
 const CLIENT_ID: &str = "tombolo-gateway";
@@ -91,6 +91,15 @@ pub struct ProduceSettings {
     pub timeout: Duration,
 }
 
+/// How long mirror topics keep records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetentionSettings {
+    /// Whether the gateway sees to it; else retention is the operator's alone.
+    pub hold: bool,
+    /// How long a mirror must have kept up before records are deleted.
+    pub grace: Duration,
+}
+
 /// What the process runs on.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -108,12 +117,16 @@ pub struct Settings {
     pub quic: QuicSettings,
     /// Appending.
     pub produce: ProduceSettings,
+    /// Retention of mirror topics.
+    pub retention: RetentionSettings,
     /// Local HTTP.
     pub http: HttpSettings,
     /// Log output.
     pub log: LogSettings,
     /// Links and mirrors.
     pub links: Links,
+    /// Links whose gaps are skipped by empty transactions.
+    pub by_transactions: BTreeSet<LinkName>,
     /// Where it was read from, to be read again at SIGHUP.
     pub file: Option<PathBuf>,
     raw: RawConfig,
@@ -163,8 +176,18 @@ impl Settings {
             memory: memory(&raw.memory)?,
             quic: quic(&raw.quic)?,
             produce: produce(&raw)?,
+            retention: RetentionSettings {
+                hold: raw.retention.hold,
+                grace: between(
+                    "retention.grace",
+                    raw.retention.grace,
+                    Span::from_secs(1),
+                    Span::from_secs(30 * 24 * 3_600),
+                )?,
+            },
             http: raw.http,
             log: raw.log.clone(),
+            by_transactions: by_transactions(&raw.link),
             links,
             file: None,
             raw,
@@ -174,6 +197,8 @@ impl Settings {
     /// Keys that differ from `old` and only take effect in a new process.
     pub fn need_restart(&self, old: &Self) -> Vec<String> {
         let mut keys = self.raw.differing_tables(&old.raw);
+        let skips = self.by_transactions.symmetric_difference(&old.by_transactions);
+        keys.extend(skips.filter(|link| old.links.contains_key(*link)).map(|link| format!("link {link} skip")));
         for (link, settings) in &self.links {
             for mirror in &settings.mirrors {
                 let before = old.links.get(link).into_iter().flat_map(|old| &old.mirrors);
@@ -286,9 +311,17 @@ fn links(raw: &[RawLink], registry: &TopicName) -> Result<Links, SettingsError> 
             let problem = format!("{} mirrors", link.mirror.len());
             return Err(SettingsError::new(format!("{key}.mirror"), problem, format!("at most {MAX_MIRRORS}")));
         }
-        let mirrors = mirrors(link, &key, &mut targets)?;
-        let filters = filters(link, &key, &links)?;
-        if links.insert(name, LinkSettings { mirrors, filters, ..LinkSettings::default() }).is_some() {
+        let mut settings = LinkSettings {
+            max_gap: max_gap(format!("{key}.max_gap_offsets"), link.max_gap_offsets)?,
+            on_loss: match link.on_loss {
+                RawOnLoss::Halt => OnLoss::Halt,
+                RawOnLoss::Skip => OnLoss::Skip,
+            },
+            ..LinkSettings::default()
+        };
+        settings.mirrors = mirrors(link, &settings, &key, &mut targets)?;
+        settings.filters = filters(link, &key, &links)?;
+        if links.insert(name, settings).is_some() {
             let problem = format!("{:?} is there twice", link.name);
             return Err(SettingsError::new(format!("{key}.name"), problem, "each link once"));
         }
@@ -336,7 +369,26 @@ fn overlap(one: &TopicPattern, other: &TopicPattern) -> bool {
     }
 }
 
-fn mirrors(link: &RawLink, key: &str, targets: &mut BTreeSet<TopicName>) -> Result<Vec<MirrorSettings>, SettingsError> {
+fn by_transactions(links: &[RawLink]) -> BTreeSet<LinkName> {
+    let links = links.iter().filter(|link| link.skip == RawSkip::Transactions);
+    links.filter_map(|link| LinkName::new(&link.name).ok()).collect()
+}
+
+/// Offsets without records that a session may skip in one mirror.
+fn max_gap(key: String, offsets: i64) -> Result<i64, SettingsError> {
+    if offsets >= 0 {
+        return Ok(offsets);
+    }
+    Err(SettingsError::new(key, format!("{offsets} offsets"), "0 and more"))
+}
+
+/// `of_link` has what holds where a mirror says nothing else.
+fn mirrors(
+    link: &RawLink,
+    of_link: &LinkSettings,
+    key: &str,
+    targets: &mut BTreeSet<TopicName>,
+) -> Result<Vec<MirrorSettings>, SettingsError> {
     let mut sources = BTreeSet::new();
     let mut mirrors = Vec::with_capacity(link.mirror.len());
     for (at, mirror) in link.mirror.iter().enumerate() {
@@ -362,7 +414,16 @@ fn mirrors(link: &RawLink, key: &str, targets: &mut BTreeSet<TopicName>) -> Resu
                 "a topic that nobody else writes: set mirror_topic",
             ));
         }
-        mirrors.push(MirrorSettings { source, topic, paused: mirror.paused });
+        let max_gap = match mirror.max_gap_offsets {
+            -1 => of_link.max_gap,
+            offsets => max_gap(key("max_gap_offsets"), offsets)?,
+        };
+        let on_loss = match mirror.on_loss {
+            RawMirrorOnLoss::Link => of_link.on_loss,
+            RawMirrorOnLoss::Halt => OnLoss::Halt,
+            RawMirrorOnLoss::Skip => OnLoss::Skip,
+        };
+        mirrors.push(MirrorSettings { source, topic, paused: mirror.paused, max_gap, on_loss });
     }
     Ok(mirrors)
 }

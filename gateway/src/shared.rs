@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_kafka::{ClientSettings, Cluster};
-use tombolo_proto::id::LinkName;
+use tombolo_proto::id::{LinkName, Time};
+use tombolo_proto::mirror::MARKER_SETTLE;
 
 use crate::clock::Clock;
 use crate::registry::Registry;
@@ -32,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) links: watch::Sender<Arc<Links>>,
     credit: Arc<Semaphore>,
     present: Mutex<BTreeMap<LinkName, Vec<Present>>>,
+    /// When markers that sessions of a link left behind here, unanswered, have settled.
+    late_markers: Mutex<BTreeMap<LinkName, Time>>,
     next_id: AtomicU64,
 }
 
@@ -56,11 +59,12 @@ impl Shared {
         Arc::new(Self {
             clock,
             registry: Registry::new(cluster.clone(), &settings.registry, clock),
-            topics: Topics::new(cluster, settings.memory.max_frame),
+            topics: Topics::new(cluster, settings.memory.max_frame, settings.retention),
             board: Board::default(),
             links: watch::Sender::new(Arc::new(settings.links.clone())),
             credit: Arc::new(Semaphore::new(settings.memory.credit_total / CREDIT_UNIT)),
             present: Mutex::default(),
+            late_markers: Mutex::default(),
             next_id: AtomicU64::new(0),
             settings,
         })
@@ -88,6 +92,21 @@ impl Shared {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         of_link.push(Present { id, gone: CancellationToken::new() });
         Some(Presence { shared: Arc::clone(self), link: link.clone(), id })
+    }
+
+    /// A session of the link ends with markers unanswered: a broker may still append them.
+    pub(crate) fn leaves_markers(&self, link: &LinkName) {
+        let settled = self.clock.now() + self.settings.registry.settle.max(MARKER_SETTLE);
+        self.late_markers().insert(link.clone(), settled);
+    }
+
+    /// When all that sessions of the link left behind in this process has settled, once none of them is left.
+    pub(crate) fn markers_settled(&self, link: &LinkName) -> Time {
+        self.late_markers().get(link).copied().unwrap_or_default()
+    }
+
+    fn late_markers(&self) -> MutexGuard<'_, BTreeMap<LinkName, Time>> {
+        self.late_markers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn present(&self) -> MutexGuard<'_, BTreeMap<LinkName, Vec<Present>>> {

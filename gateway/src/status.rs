@@ -11,6 +11,7 @@ use tombolo_proto::cloud::{CloudPartitionStatus, CloudStatus, LinkSettings, Mirr
 use tombolo_proto::id::{LinkName, Term, TopicName};
 
 use crate::metrics;
+use crate::registry::{Ledger, LedgerEntry, LedgerKey, LedgerKind, Ledgers};
 use crate::settings::Links;
 
 const ACTIVE: &str = "ACTIVE";
@@ -90,16 +91,18 @@ impl Board {
     }
 
     /// The document, for the links of the settings; also sets the gauges.
-    pub(crate) fn document(&self, settings: &Links) -> Value {
+    pub(crate) fn document(&self, settings: &Links, ledgers: &Ledgers) -> Value {
         let links = self.links();
-        let names: BTreeSet<&LinkName> = settings.keys().chain(links.keys()).collect();
+        let names: BTreeSet<&LinkName> = settings.keys().chain(links.keys()).chain(ledgers.keys()).collect();
         let mut shown = Vec::with_capacity(names.len());
         let mut held = 0;
         let none = LinkSettings::default();
         for name in names {
             let view = links.get(name).cloned().unwrap_or_default();
             held += view.status.held_bytes;
-            shown.push(link_shown(name, view, settings.get(name).unwrap_or(&none)));
+            let mut link = link_shown(name, view, settings.get(name).unwrap_or(&none));
+            show_ledgers(&mut link, ledgers.get(name).map_or(&[][..], Vec::as_slice));
+            shown.push(link);
         }
         drop(links);
         set_gauges(&shown, held);
@@ -132,6 +135,23 @@ struct LinkShown {
     /// What becomes a mirror as it appears.
     topics: Vec<String>,
     mirrors: Vec<MirrorShown>,
+    /// What the source deleted before it was mirrored, for ever.
+    losses: Vec<LedgerShown>,
+    /// Where mirrors were made to start above 0.
+    starts: Vec<LedgerShown>,
+}
+
+/// Offsets of a mirror that never held what the source had there.
+#[derive(Debug, Serialize)]
+struct LedgerShown {
+    topic: String,
+    partition: i32,
+    from: i64,
+    /// Offset after the last.
+    to: i64,
+    /// RFC 3339.
+    at: String,
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -158,6 +178,7 @@ struct MirrorShown {
 #[derive(Debug, Serialize)]
 struct PartitionShown {
     partition: i32,
+    log_start: i64,
     confirmed: i64,
     received: i64,
     source_high_watermark: Option<i64>,
@@ -165,6 +186,10 @@ struct PartitionShown {
     held_bytes: usize,
     live: bool,
     last_doubt: Option<String>,
+    /// What is being done other than appending batches.
+    doing: Option<String>,
+    /// Offsets of gaps that came in this session.
+    gap_offsets: i64,
     rewinds: u64,
 }
 
@@ -198,7 +223,31 @@ fn link_shown(name: &LinkName, view: LinkView, settings: &LinkSettings) -> LinkS
         held_bytes: view.status.held_bytes,
         topics: settings.filters.iter().map(ToString::to_string).collect(),
         mirrors,
+        losses: Vec::new(),
+        starts: Vec::new(),
     }
+}
+
+fn show_ledgers(link: &mut LinkShown, ledgers: &[(LedgerKey, Ledger)]) {
+    let mut lost = 0;
+    for (key, ledger) in ledgers {
+        lost += ledger.losses().map(LedgerEntry::offsets).sum::<u64>();
+        for entry in ledger.entries() {
+            let shown = LedgerShown {
+                topic: key.topic.to_string(),
+                partition: key.partition,
+                from: entry.from,
+                to: entry.to,
+                at: entry.when(),
+                reason: entry.reason.clone(),
+            };
+            match entry.kind {
+                LedgerKind::Start => link.starts.push(shown),
+                LedgerKind::Loss => link.losses.push(shown),
+            }
+        }
+    }
+    metrics::lost_offsets(&link.name, lost);
 }
 
 fn mirror_shown(mirror: MirrorStatus) -> MirrorShown {
@@ -219,6 +268,7 @@ fn mirror_shown(mirror: MirrorStatus) -> MirrorShown {
 fn partition_shown(status: CloudPartitionStatus) -> PartitionShown {
     PartitionShown {
         partition: status.partition,
+        log_start: status.log_start,
         confirmed: status.confirmed,
         received: status.received,
         source_high_watermark: status.source_high_watermark,
@@ -226,6 +276,8 @@ fn partition_shown(status: CloudPartitionStatus) -> PartitionShown {
         held_bytes: status.held_bytes,
         live: status.live,
         last_doubt: status.last_doubt,
+        doing: status.doing,
+        gap_offsets: status.gap_offsets,
         rewinds: status.rewinds,
     }
 }
@@ -251,12 +303,15 @@ mod tests {
     fn mirror(topic: &str, state: MirrorState) -> MirrorStatus {
         let partition = CloudPartitionStatus {
             partition: 0,
+            log_start: 0,
             confirmed: 5,
             received: 7,
             source_high_watermark: Some(9),
             held_bytes: 10,
             live: true,
             last_doubt: None,
+            doing: None,
+            gap_offsets: 0,
             rewinds: 0,
         };
         let topic = TopicName::new(topic).unwrap();
@@ -281,13 +336,13 @@ mod tests {
         let since = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(1_790_164_801));
         let agent = Agent { address: agent, since };
         board.publish(&link(), Term(1), agent, Duration::from_millis(40), status(MirrorState::Failed(failure)));
-        let shown = board.document(&Links::new());
+        let shown = board.document(&Links::new(), &Ledgers::new());
         assert_eq!(shown["links"][0]["state"], "ACTIVE");
         assert_eq!(shown["links"][0]["mirrors"][1]["lag"], 4);
         assert_eq!(shown["links"][0]["rtt_ms"], 40);
         assert_eq!(shown["links"][0]["agent"]["since"], "2026-09-23T12:00:01Z");
         board.ended(&link(), Term(1), "timed out");
-        let shown = board.document(&Links::new());
+        let shown = board.document(&Links::new(), &Ledgers::new());
         let link = &shown["links"][0];
         assert_eq!((&link["state"], &link["reason"]), (&"UNAVAILABLE".into(), &"timed out".into()));
         assert_eq!(link["held_bytes"], 0);
@@ -304,17 +359,40 @@ mod tests {
         let agent = Agent { address: agent, since: None };
         board.publish(&link(), Term(2), agent, Duration::ZERO, status(MirrorState::Active));
         board.ended(&link(), Term(1), "superseded");
-        assert_eq!(board.document(&Links::new())["links"][0]["state"], "ACTIVE");
+        assert_eq!(board.document(&Links::new(), &Ledgers::new())["links"][0]["state"], "ACTIVE");
+    }
+
+    #[test]
+    fn losses_and_starts_are_shown_whatever_became_of_the_link() {
+        let key = LedgerKey { link: link(), topic: TopicName::new("orders").unwrap(), partition: 2 };
+        let entry = |kind, from, to| LedgerEntry {
+            kind,
+            from,
+            to,
+            at: 1_790_164_801,
+            reason: "retention".to_owned(),
+            topic_id: None,
+        };
+        let entries = [entry(LedgerKind::Start, 0, 40), entry(LedgerKind::Loss, 50, 60)];
+        let ledgers = Ledgers::from([(link(), vec![(key, Ledger::of(&entries))])]);
+        let shown = Board::default().document(&Links::new(), &ledgers);
+        let link = &shown["links"][0];
+        assert_eq!(link["losses"][0]["partition"], 2);
+        assert_eq!((&link["losses"][0]["from"], &link["losses"][0]["to"]), (&50.into(), &60.into()));
+        assert_eq!(link["losses"][0]["at"], "2026-09-23T12:00:01Z");
+        assert_eq!(link["starts"][0]["to"], 40);
     }
 
     #[test]
     fn links_without_a_session_show_their_mirrors() {
         let topic = TopicName::new("orders").unwrap();
-        let settings = tombolo_proto::cloud::MirrorSettings { source: topic.clone(), topic, paused: true };
+        let (max_gap, on_loss) = (1, tombolo_proto::cloud::OnLoss::Halt);
+        let settings =
+            tombolo_proto::cloud::MirrorSettings { source: topic.clone(), topic, paused: true, max_gap, on_loss };
         let filters = vec![tombolo_proto::pattern::TopicPattern::new("sensor.*").unwrap()];
         let links =
             Links::from([(link(), LinkSettings { mirrors: vec![settings], filters, ..LinkSettings::default() })]);
-        let shown = Board::default().document(&links);
+        let shown = Board::default().document(&links, &Ledgers::new());
         assert_eq!(shown["links"][0]["reason"], "no session yet");
         assert_eq!(shown["links"][0]["mirrors"][0]["mirror_status"], "PAUSED");
         assert_eq!(shown["links"][0]["topics"][0], "sensor.*");

@@ -1,12 +1,14 @@
 //! Mirror topics in the cloud cluster: made with the source's shape, grown with it, checked where they are there already.
 
 mod configs;
+mod upkeep;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tombolo_kafka::admin::{self, ConfigResource, NewTopic, Refusal};
+use tombolo_kafka::admin::{self, ConfigChange, ConfigResource, NewTopic, Refusal};
 use tombolo_kafka::cluster::Topic;
 use tombolo_kafka::error::{ErrorCode, KafkaErrorKind};
 use tombolo_kafka::{Cluster, KafkaError};
@@ -14,7 +16,10 @@ use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::id::TopicName;
 use tombolo_proto::wire::TopicConfig;
 
-use configs::Dialect;
+use crate::settings::RetentionSettings;
+use crate::skip::{MarkerRight, MarkerRights};
+use configs::{Dialect, Found};
+pub(crate) use upkeep::{Kept, Upkeep};
 
 /// For brokers to make or grow a topic.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -55,25 +60,30 @@ impl From<KafkaError> for TopicError {
 pub(crate) struct Topics {
     cluster: Cluster,
     max_batch: usize,
-    warned: Arc<Mutex<HashSet<TopicName>>>,
+    retention: RetentionSettings,
+    warned: Arc<Mutex<HashSet<(TopicName, &'static str)>>>,
+    /// Whether the log says that the right to write markers is missing.
+    told_right: Arc<AtomicBool>,
 }
 
 impl Topics {
     /// `max_batch` is the largest batch that a link may carry, in bytes.
-    pub(crate) fn new(cluster: Cluster, max_batch: usize) -> Self {
-        Self { cluster, max_batch, warned: Arc::default() }
+    pub(crate) fn new(cluster: Cluster, max_batch: usize, retention: RetentionSettings) -> Self {
+        Self { cluster, max_batch, retention, warned: Arc::default(), told_right: Arc::default() }
     }
 
-    /// Makes the topic ready, or says why it is not; gives its partition count.
-    pub(crate) async fn prepare(&self, wanted: &Wanted) -> Result<i32, TopicError> {
-        configs::check_source(&wanted.configs).map_err(TopicError::Failed)?;
+    /// Makes the topic ready, or says why it is not; gives its partition count. `rights` are looked at where gaps take them.
+    pub(crate) async fn prepare(&self, wanted: &Wanted, rights: Option<&MarkerRights>) -> Result<i32, TopicError> {
+        if let Some(rights) = rights {
+            self.check_right(wanted, rights).await?;
+        }
         let held = match self.look(wanted).await? {
             None => {
                 self.create(wanted).await?;
                 0
             }
             Some(topic) => {
-                self.check_configs(wanted).await?;
+                self.fit(wanted).await?;
                 count(&topic)
             }
         };
@@ -192,18 +202,107 @@ impl Topics {
         }
     }
 
-    async fn check_configs(&self, wanted: &Wanted) -> Result<(), TopicError> {
-        let Some(found) = self.configs(wanted, &configs::NEEDED.map(|(name, _)| name)).await? else {
+    /// A compacted log has gaps, so it is no use to begin without the right to skip them. Any other may get some.
+    async fn check_right(&self, wanted: &Wanted, rights: &MarkerRights) -> Result<(), TopicError> {
+        let MarkerRight::Missing(reason) =
+            rights.ask().await.map_err(|error| TopicError::Unavailable(error.to_string()))?
+        else {
             return Ok(());
         };
-        let pairs = found.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
-        configs::check_existing(wanted.topic.as_str(), pairs).map_err(TopicError::Failed)
+        let policy = configs::policy(&wanted.configs);
+        if configs::is_compacted(policy) {
+            return Err(refused(format!(
+                "the source topic has cleanup.policy={policy}, so its log has gaps, which take markers: {reason}"
+            )));
+        }
+        if !self.told_right.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                reason,
+                "mirrors will be FAILED at the first gap of their sources; a transaction's marker is one"
+            );
+        }
+        Ok(())
+    }
+
+    /// Checks the configs of a topic that is there, and changes those that are the gateway's to see to.
+    async fn fit(&self, wanted: &Wanted) -> Result<(), TopicError> {
+        let Some(mut found) = self.configs(wanted, &configs::LOOKED_UP).await? else {
+            return Ok(());
+        };
+        if let Some(change) = configs::misfit_policy(&wanted.configs, &found)
+            && self.alter(wanted, vec![change]).await?.is_ok()
+        {
+            found.retain(|(name, _)| name != "cleanup.policy");
+        }
+        configs::check_existing(wanted.topic.as_str(), &wanted.configs, &found).map_err(TopicError::Failed)?;
+        let changes = configs::before_appending(&wanted.configs, &found, self.retention.hold);
+        if let Err(error) = self.alter(wanted, changes).await? {
+            self.warn_of_alter(wanted, &error);
+        }
+        Ok(())
+    }
+
+    /// Brings configs of a mirror topic where they are to be. An error is for people.
+    pub(crate) async fn keep(&self, wanted: &Wanted, upkeep: Upkeep) -> Result<(), String> {
+        let reason = |error: TopicError| match error {
+            TopicError::Unavailable(reason) => reason,
+            TopicError::Failed(failure) => failure.to_string(),
+        };
+        let Some(found) = self.configs(wanted, &configs::LOOKED_UP).await.map_err(reason)? else {
+            return Ok(());
+        };
+        let changes = match upkeep {
+            Upkeep::Policy => configs::with_policy(&wanted.configs, &found),
+            Upkeep::Release => configs::released(&wanted.configs, &found),
+            Upkeep::Hold => configs::held(&found),
+        };
+        if let Err(error) = self.alter(wanted, changes).await.map_err(reason)? {
+            self.warn_of_alter(wanted, &error);
+        }
+        Ok(())
+    }
+
+    /// Changes configs; gives the refusal, which asking again would not change.
+    async fn alter(&self, wanted: &Wanted, changes: Vec<ConfigChange>) -> Result<Result<(), String>, TopicError> {
+        if changes.is_empty() {
+            return Ok(Ok(()));
+        }
+        let controller = self.cluster.controller().await?;
+        let all = [(ConfigResource::Topic(wanted.topic.shared()), changes.clone())];
+        let answers = match admin::incremental_alter_configs(&controller, &all, false).await {
+            Err(error) if is_unsupported(&error) => return Ok(Err(error.to_string())),
+            answers => answers?,
+        };
+        match answers.into_iter().next().map(|answer| answer.result) {
+            Some(Err(refusal)) if refusal.code.retriable() => Err(TopicError::Unavailable(refusal.to_string())),
+            Some(Err(refusal)) => Ok(Err(refusal.to_string())),
+            Some(Ok(())) | None => {
+                for change in changes {
+                    tracing::info!(topic = %wanted.topic, change = shown(&change), "mirror topic changed");
+                }
+                Ok(Ok(()))
+            }
+        }
+    }
+
+    fn warn_of_alter(&self, wanted: &Wanted, reason: &str) {
+        if self.is_first(wanted, "alter") {
+            tracing::warn!(
+                topic = %wanted.topic,
+                reason,
+                "configs of the mirror topic cannot be changed; the gateway needs ALTER_CONFIGS on it"
+            );
+        }
+    }
+
+    /// Whether this is the first time in the life of the process.
+    fn is_first(&self, wanted: &Wanted, what: &'static str) -> bool {
+        self.warned.lock().unwrap_or_else(PoisonError::into_inner).insert((wanted.topic.clone(), what))
     }
 
     /// Warns once in the life of the process of a mirror that may lose or delete what was confirmed.
     async fn warn_once(&self, wanted: &Wanted) {
-        let first = self.warned.lock().unwrap_or_else(PoisonError::into_inner).insert(wanted.topic.clone());
-        if !first {
+        if !self.is_first(wanted, "configs") {
             return;
         }
         let Ok(Some(found)) = self.configs(wanted, &["min.insync.replicas", "retention.ms"]).await else {
@@ -216,7 +315,8 @@ impl Topics {
                     topic = %wanted.topic,
                     "mirror topic has min.insync.replicas=1: a confirmed record may be on one broker only"
                 ),
-                ("retention.ms", Some(0..)) => tracing::warn!(
+                // Where it is held, this broker has only not heard of it yet.
+                ("retention.ms", Some(0..)) if !self.retention.hold => tracing::warn!(
                     topic = %wanted.topic,
                     retention_ms = number,
                     "mirror topic has a time retention: a backlog older than that is deleted on arrival"
@@ -227,11 +327,7 @@ impl Topics {
     }
 
     /// Values of some configs; `None` where the cluster does not tell.
-    async fn configs(
-        &self,
-        wanted: &Wanted,
-        names: &[&str],
-    ) -> Result<Option<Vec<(String, Option<String>)>>, TopicError> {
+    async fn configs(&self, wanted: &Wanted, names: &[&str]) -> Result<Option<Found>, TopicError> {
         let resource = ConfigResource::Topic(wanted.topic.shared());
         let controller = self.cluster.controller().await?;
         let answers = match admin::describe_configs(&controller, &[resource], Some(names)).await {
@@ -249,6 +345,13 @@ impl Topics {
 
 fn is_unsupported(error: &KafkaError) -> bool {
     matches!(error.kind(), KafkaErrorKind::Unsupported { .. })
+}
+
+fn shown(change: &ConfigChange) -> String {
+    match change {
+        ConfigChange::Set { name, value } => format!("{name}={value}"),
+        ConfigChange::Reset { name } => format!("{name} is the cluster's"),
+    }
 }
 
 fn count(topic: &Topic) -> i32 {

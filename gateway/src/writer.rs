@@ -9,6 +9,8 @@
 
 mod outcome;
 
+pub(crate) use outcome::refused_by_lease;
+
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -252,7 +254,7 @@ impl Context {
                 answers.iter().map(|answer| outcome::of_answer(answer.result, answer.message.as_deref())).collect()
             }
             Err(error) => {
-                if outcome::refused_by_lease(error) {
+                if refused_by_lease(error) {
                     metrics::stale_answers("lease", sent.jobs.len());
                 }
                 sent.jobs.iter().map(|_| outcome::of_error(error)).collect()

@@ -1,15 +1,17 @@
 //! Records within a batch: those of the few batches that tombolo itself writes and reads (its registry topic), and those
-//! of mirrored batches that a cloud cluster would not take or keep as they are ([`Unfit`], [`from_legacy`]).
-//! A dense `CreateTime` batch of a mirror never comes here.
+//! of mirrored batches that a cloud cluster would not take or keep as they are ([`Unfit`], [`from_legacy`]), and the empty
+//! ones of [`filler()`]. A dense `CreateTime` batch of a mirror never comes here.
 
 mod assemble;
 mod codec;
 mod control;
+mod filler;
 mod legacy;
 mod reencode;
 mod snappy;
 
 pub use control::is_abort_marker;
+pub use filler::{filler, is_filler};
 pub use legacy::{Legacy, from_legacy};
 pub use reencode::{Piece, ReencodeError, Runs, Unfit};
 

@@ -9,22 +9,26 @@ use tombolo_kafka::admin::{self, ConfigResource};
 use tombolo_kafka::cluster::{ClusterMetadata, Topic};
 use tombolo_kafka::error::{Api, ErrorCode};
 use tombolo_kafka::{Cluster, KafkaError};
-use tombolo_proto::id::TopicName;
+use tombolo_proto::id::{REGISTRY_PRODUCER_ID, Term, TopicName};
 use tombolo_service::status_client;
 
 use super::failed;
 use crate::listener;
 use crate::settings::Settings;
+use crate::skip::{self, MarkerRight, MarkerRights};
 
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// What the gateway asks brokers for, and what becomes of it without.
 const NEEDED: [Api; 4] = [Api::Produce, Api::Fetch, Api::ListOffsets, Api::Metadata];
-const USEFUL: [(Api, &str); 4] = [
+const USEFUL: [(Api, &str); 7] = [
     (Api::CreateTopics, "mirror topics and the registry must be made by hand"),
     (Api::CreatePartitions, "mirror topics must be grown by hand"),
     (Api::DescribeConfigs, "configs of mirror topics are not checked"),
     (Api::DescribeProducers, "sequences are read from the last batches"),
+    (Api::WriteTxnMarkers, "mirrors are FAILED at the first gap of their sources"),
+    (Api::DeleteRecords, "mirrors cannot start above offset 0"),
+    (Api::IncrementalAlterConfigs, "mirror topics keep everything, with cleanup.policy=delete"),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +74,7 @@ impl Report {
         for broker in &metadata.brokers {
             self.broker(cluster, broker.id).await;
         }
+        self.markers(cluster).await;
         self.registry(cluster, &settings.registry.topic, &metadata).await;
         for mirror in settings.links.values().flat_map(|link| &link.mirrors) {
             self.mirror(&mirror.topic, &metadata);
@@ -92,6 +97,16 @@ impl Report {
             if connection.offers(api).is_none() {
                 self.add(what.clone(), Verdict::Warning, format!("does not offer {api}: {without}"));
             }
+        }
+    }
+
+    async fn markers(&mut self, cluster: &Cluster) {
+        let what = "right to skip gaps";
+        let rights = MarkerRights::new(cluster.clone(), skip::writer(REGISTRY_PRODUCER_ID, Term(0)));
+        match rights.ask().await {
+            Ok(MarkerRight::Granted) => self.add(what, Verdict::Good, "granted"),
+            Ok(MarkerRight::Missing(reason)) => self.add(what, Verdict::Warning, reason),
+            Err(error) => self.add(what, Verdict::Warning, error),
         }
     }
 

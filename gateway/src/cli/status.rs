@@ -28,9 +28,10 @@ pub(super) async fn run(args: Status) -> ExitCode {
     }
 }
 
-/// One line per mirror; a link without mirrors has one of its own.
+/// One line per mirror; a link without mirrors has one of its own. Losses follow, for they are not to be forgotten.
 fn table(document: &Value) -> String {
     let mut rows = Vec::new();
+    let mut losses = Vec::new();
     for link in document.get("links").and_then(Value::as_array).into_iter().flatten() {
         let mirrors = link.get("mirrors").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         for mirror in mirrors {
@@ -46,13 +47,28 @@ fn table(document: &Value) -> String {
                 if detail == "-" { text(link, "reason") } else { detail },
             ]);
         }
+        losses.extend(link.get("losses").and_then(Value::as_array).into_iter().flatten().map(|loss| lost(link, loss)));
         if mirrors.is_empty() {
             let none = || "-".to_owned();
             let (name, state, term) = (text(link, "name"), text(link, "state"), text(link, "term"));
             rows.push(vec![name, state, term, none(), none(), none(), text(link, "held_bytes"), text(link, "reason")]);
         }
     }
-    status_client::table(&HEAD, rows)
+    let table = status_client::table(&HEAD, rows);
+    std::iter::once(table).chain(losses).collect::<Vec<_>>().join("\n")
+}
+
+fn lost(link: &Value, loss: &Value) -> String {
+    let last = loss.get("to").and_then(Value::as_i64).unwrap_or_default() - 1;
+    format!(
+        "LOST {} {}[{}] offsets {} to {last}, noted {}: {}",
+        text(link, "name"),
+        text(loss, "topic"),
+        text(loss, "partition"),
+        text(loss, "from"),
+        text(loss, "at"),
+        text(loss, "reason"),
+    )
 }
 
 fn text(object: &Value, key: &str) -> String {
@@ -76,11 +92,13 @@ mod tests {
                 {"topic": "orders", "mirror_status": "FAILED", "lag": 4, "detail": "FOREIGN_WRITE partition 0"},
                 {"topic": "alarms", "mirror_status": "ACTIVE", "lag": 0, "detail": null},
             ]},
-            {"name": "ship-18", "state": "UNAVAILABLE", "reason": "no session yet", "held_bytes": 0, "mirrors": []},
+            {"name": "ship-18", "state": "UNAVAILABLE", "reason": "no session yet", "held_bytes": 0, "mirrors": [],
+             "losses": [{"topic": "old", "partition": 1, "from": 5, "to": 9, "at": "T", "reason": "gone"}]},
         ]});
         let text = table(&document);
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
-        assert_eq!(lines.len(), 4, "{text}");
+        assert_eq!(lines.len(), 5, "{text}");
+        assert_eq!(lines[4], "LOST ship-18 old[1] offsets 5 to 8, noted T: gone");
         assert!(lines[1].starts_with("ship-17") && lines[1].ends_with("FOREIGN_WRITE partition 0"), "{text}");
         assert!(lines[3].ends_with("no session yet"), "{text}");
     }

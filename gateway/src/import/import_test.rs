@@ -8,7 +8,7 @@ use bytes::Bytes;
 use clap::Parser;
 use prost::Message;
 use tombolo_proto::batch::Batch;
-use tombolo_proto::cloud::{CloudConfig, CloudInput, CloudLink, CloudOutput, LinkSettings, MirrorSettings};
+use tombolo_proto::cloud::{CloudConfig, CloudInput, CloudLink, CloudOutput, LinkSettings, MirrorSettings, OnLoss};
 use tombolo_proto::export::{
     self, CERTIFICATE_FILE, ExportWriter, MANIFEST_FILE, ManifestSignature, Origin, SIGNATURE_FILE,
 };
@@ -217,7 +217,10 @@ impl Cloud {
                         asked @ (CloudOutput::Claim { .. }
                         | CloudOutput::PrepareTopic { .. }
                         | CloudOutput::Recover { .. }
-                        | CloudOutput::Produce { .. }) => inputs.extend(self.answer(asked)),
+                        | CloudOutput::Produce { .. }
+                        | CloudOutput::Skip { .. }
+                        | CloudOutput::FastForward { .. }
+                        | CloudOutput::RecordLoss { .. }) => inputs.extend(self.answer(asked)),
                     }
                 }
             }
@@ -236,8 +239,8 @@ impl Cloud {
             CloudOutput::Recover { mirror, topic, partition, attempt } => {
                 let log = self.logs.entry((topic.to_string(), partition)).or_default();
                 let tail = log.iter().rev().take(4).rev().cloned().collect();
-                let recovery =
-                    Recovery { log_end: log.last().map_or(0, Batch::next_offset), last_sequence: None, tail };
+                let log_end = log.last().map_or(0, Batch::next_offset);
+                let recovery = Recovery { log_start: 0, log_end, starting: None, last_sequence: None, tail };
                 CloudInput::Recovered { mirror, partition, attempt, result: Ok(recovery) }
             }
             CloudOutput::Produce { mirror, topic, partition, ticket, offset, batch } => {
@@ -247,6 +250,9 @@ impl Cloud {
                 log.push(at_offset(&batch, offset));
                 let outcome = Outcome::Appended { base_offset: offset };
                 CloudInput::Produced { mirror, partition, ticket, outcome }
+            }
+            asked @ (CloudOutput::Skip { .. } | CloudOutput::FastForward { .. } | CloudOutput::RecordLoss { .. }) => {
+                panic!("an export of records without gaps: {asked:?}")
             }
             CloudOutput::Send(_) | CloudOutput::Event(_) | CloudOutput::Close { .. } => return None,
         })
@@ -267,12 +273,13 @@ fn mirrored(batches: &[Batch]) -> Vec<Batch> {
 }
 
 fn mirror(topic: &str, target: &str, paused: bool) -> MirrorSettings {
-    MirrorSettings { source: name(topic), topic: name(target), paused }
+    MirrorSettings { source: name(topic), topic: name(target), paused, max_gap: 0, on_loss: OnLoss::Halt }
 }
 
 fn settings(mirrors: Vec<MirrorSettings>, filters: &[&str]) -> LinkSettings {
     let filters = filters.iter().map(|filter| TopicPattern::new(filter).unwrap()).collect();
-    LinkSettings { mirrors, filters, reserved: Arc::new(BTreeSet::from([name("_tombolo")])) }
+    let reserved = Arc::new(BTreeSet::from([name("_tombolo")]));
+    LinkSettings { mirrors, filters, reserved, ..LinkSettings::default() }
 }
 
 /// Imports what `exported` holds into `cloud`.

@@ -1,5 +1,9 @@
-//! What a session has tasks do: take the link, make topics ready, read log ends, append batches.
+//! What a session has tasks do: take the link, make topics ready, read log ends, append batches and markers, make mirrors
+//! start, note losses.
 
+mod ledgers;
+
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,21 +16,24 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_kafka::Cluster;
 use tombolo_kafka::cluster::{ClusterMetadata, Leader};
-use tombolo_proto::cloud::CloudInput;
+use tombolo_proto::cloud::{CloudInput, CloudStatus, MirrorState};
 use tombolo_proto::id::{LinkName, MirrorId, Offset, Partition, TopicName};
-use tombolo_proto::mirror::Outcome;
+use tombolo_proto::mirror::{Outcome, SkipOutcome};
 use tombolo_service::tasks::Tasks;
 
 use super::Event;
 use crate::metrics;
-use crate::recover::{self, Found, Place, RecoverError};
+use crate::recover::{self, Found, RecoverError};
 use crate::registry::{Claim, ClaimError, Claimant, SessionLease};
 use crate::shared::{Presence, Shared};
-use crate::topics::{TopicError, Wanted};
+use crate::skip::{self, MarkerRights, Queue, Skipper, Skips, Stretch, Transactions};
+use crate::topics::{Kept, TopicError, Wanted};
 use crate::writer::{Job, Writers};
 
 /// Partitions that are looked at together: each may hold its last batches in memory.
 const MAX_RECOVERIES: usize = 16;
+/// Partitions that are made to start together: brokers walk every record of filler.
+const MAX_STARTS: usize = 4;
 /// For another link to leave memory to this one.
 const CREDIT_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -48,7 +55,9 @@ pub(super) struct Duties {
     pub(super) stop: CancellationToken,
     writing: Option<Writing>,
     recoveries: Arc<Semaphore>,
+    starts: Arc<Semaphore>,
     preparing: HashMap<MirrorId, AbortHandle>,
+    kept: HashMap<MirrorId, Kept>,
     partitions: HashMap<Key, Outstanding>,
     looking: bool,
     /// When the leaders of all partitions were asked for.
@@ -64,6 +73,9 @@ struct Writing {
     agent_since: Option<SystemTime>,
     cluster: Cluster,
     writers: Writers,
+    skipper: Skipper,
+    /// Whether it may; not asked where it writes no markers itself.
+    rights: Option<Arc<MarkerRights>>,
     /// Memory for the link's frames, given back with the session.
     _credit: tokio::sync::OwnedSemaphorePermit,
 }
@@ -74,10 +86,18 @@ struct Outstanding {
     topic: TopicName,
     /// Who told the log end; batches go nowhere else.
     leader: Leader,
-    /// Batches without an answer, and since when.
-    tickets: BTreeMap<u64, Instant>,
+    /// Batches and markers without an answer.
+    tickets: BTreeMap<u64, Asked>,
     /// Offset after the last batch that was sent in this session.
     sent: Offset,
+}
+
+/// What has no answer yet.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    since: Instant,
+    /// Markers rather than a batch.
+    markers: bool,
 }
 
 impl Duties {
@@ -97,7 +117,9 @@ impl Duties {
             stop,
             writing: None,
             recoveries: Arc::new(Semaphore::new(MAX_RECOVERIES)),
+            starts: Arc::new(Semaphore::new(MAX_STARTS)),
             preparing: HashMap::new(),
+            kept: HashMap::new(),
             partitions: HashMap::new(),
             looking: false,
             looked: Instant::now(),
@@ -130,10 +152,12 @@ impl Duties {
                 }
                 Err(error) => return failed(error.to_string()),
             };
-            // Sessions of this process stop writing when they see the new term; nobody needs to wait for their lease.
+            // Sessions of this process stop writing when they see the new term; nobody needs to wait for their lease, but
+            // for markers that they left at a broker.
             if tokio::time::timeout(claim.patience, presence.alone()).await.is_err() {
                 claim.write_after = claim.write_after.max(shared.clock.now() + claim.patience);
             }
+            claim.write_after = claim.write_after.max(shared.markers_settled(&link));
             match tokio::time::timeout(CREDIT_PATIENCE, shared.credit()).await {
                 Ok(Some(credit)) => Event::Claimed { claim, credit },
                 Ok(None) | Err(_) => failed("memory.credit_total is taken by other links".to_owned()),
@@ -143,12 +167,17 @@ impl Duties {
 
     /// Makes a mirror topic ready, for as long as it takes.
     pub(super) fn prepare(&mut self, mirror: MirrorId, wanted: Wanted) {
-        let topics = self.shared.topics.clone();
+        let Some(writing) = &self.writing else { return };
+        let (topics, rights) = (self.shared.topics.clone(), writing.rights.clone());
         let events = self.events.clone();
+        match self.kept.entry(mirror) {
+            Entry::Occupied(mut kept) => kept.get_mut().prepared_anew(wanted.clone()),
+            Entry::Vacant(place) => drop(place.insert(Kept::new(wanted.clone()))),
+        }
         let work = async move {
             let mut backoff = FIRST_BACKOFF;
             loop {
-                let (input, done) = match topics.prepare(&wanted).await {
+                let (input, done) = match topics.prepare(&wanted, rights.as_deref()).await {
                     Ok(partitions) => (CloudInput::TopicReady { mirror, partitions }, true),
                     Err(TopicError::Failed(failure)) => (CloudInput::TopicFailed { mirror, failure }, true),
                     Err(TopicError::Unavailable(reason)) => (CloudInput::TopicUnavailable { mirror, reason }, false),
@@ -166,14 +195,41 @@ impl Duties {
         }
     }
 
+    /// Sees to the configs of mirror topics, now that the mirrors are where `status` says.
+    pub(super) fn tend(&mut self, status: &CloudStatus) {
+        let (now, retention) = (Instant::now(), self.shared.settings.retention);
+        let mut due = Vec::new();
+        for (id, mirror) in status.mirrors.iter().enumerate() {
+            let Some(id) = u32::try_from(id).ok().map(MirrorId) else { return };
+            let Some(kept) = self.kept.get_mut(&id).filter(|_| mirror.state == MirrorState::Active) else { continue };
+            let places: Option<Vec<(Offset, Offset)>> = mirror
+                .partitions
+                .iter()
+                .map(|partition| Some((partition.confirmed, partition.source_high_watermark?)))
+                .collect();
+            if let Some(upkeep) = kept.observe(&places.unwrap_or_default(), retention, now) {
+                due.push((id, kept.wanted.clone(), upkeep));
+            }
+        }
+        for (mirror, wanted, upkeep) in due {
+            let topics = self.shared.topics.clone();
+            self.spawn("upkeep", async move {
+                let result = topics.keep(&wanted, upkeep).await;
+                Event::Kept { mirror, upkeep, result }
+            });
+        }
+    }
+
     /// Looks at a partition.
     pub(super) fn recover(&self, mirror: MirrorId, topic: TopicName, partition: Partition, attempt: u32) {
         let Some(writing) = &self.writing else { return };
         let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.recoveries));
-        let place = Place { topic, partition, producer_id: self.link.producer_id() };
+        let key = self.ledger_key(&topic, partition);
+        let registry = self.shared.registry.clone();
+        let place = self.place(topic, partition);
         self.spawn("recover", async move {
             let _slot = slots.acquire_owned().await;
-            let result = recover::recover(&cluster, &place).await;
+            let result = recover::recover(&cluster, &place, &registry.ledger(&key)).await;
             Event::Found { mirror, partition, attempt, result }
         });
     }
@@ -192,10 +248,36 @@ impl Duties {
         let (Some(writing), Some(place)) = (&mut self.writing, self.partitions.get_mut(&(mirror, partition))) else {
             return;
         };
-        place.tickets.insert(ticket, Instant::now());
+        place.tickets.insert(ticket, Asked { since: Instant::now(), markers: false });
         let again = offset < place.sent;
         place.sent = place.sent.max(offset + 1);
         writing.writers.write(place.leader.broker, Job { mirror, partition, ticket, topic, offset, batch, again });
+    }
+
+    /// Appends markers at the leader that told the partition's log end.
+    pub(super) fn skip(
+        &mut self,
+        mirror: MirrorId,
+        topic: TopicName,
+        partition: Partition,
+        ticket: u64,
+        offset: Offset,
+        count: i64,
+    ) {
+        let (Some(writing), Some(place)) = (&mut self.writing, self.partitions.get_mut(&(mirror, partition))) else {
+            return;
+        };
+        place.tickets.insert(ticket, Asked { since: Instant::now(), markers: true });
+        place.sent = place.sent.max(offset + 1);
+        let leader = place.leader;
+        writing.skipper.skip(Stretch { mirror, partition, ticket, topic, leader, offset, count });
+    }
+
+    /// The session is over: what it leaves at brokers is told to the next one.
+    pub(super) fn leave(&self) {
+        if self.partitions.values().flat_map(|place| place.tickets.values()).any(|asked| asked.markers) {
+            self.shared.leaves_markers(&self.link);
+        }
     }
 
     /// What an answer means to the half-protocol.
@@ -213,6 +295,25 @@ impl Duties {
                     Some(_) => vec![CloudInput::Produced { mirror, partition, ticket, outcome }],
                     None => Vec::new(),
                 }
+            }
+            Event::Skipped { mirror, partition, ticket, outcome } => {
+                if matches!(outcome, SkipOutcome::Doubt { .. }) {
+                    self.shared.leaves_markers(&self.link);
+                }
+                let place = self.partitions.get_mut(&(mirror, partition));
+                match place.and_then(|place| place.tickets.remove(&ticket)) {
+                    Some(_) => vec![CloudInput::Skipped { mirror, partition, ticket, outcome }],
+                    None => Vec::new(),
+                }
+            }
+            Event::Kept { mirror, upkeep, result } => {
+                if let Some(kept) = self.kept.get_mut(&mirror) {
+                    kept.done(upkeep, result.is_ok(), Instant::now());
+                }
+                if let Err(reason) = result {
+                    tracing::debug!(link = %self.link, %mirror, ?upkeep, reason, "mirror topic not changed yet");
+                }
+                Vec::new()
             }
             Event::Leaders(metadata) => {
                 self.looking = false;
@@ -233,11 +334,25 @@ impl Duties {
             self.tasks.clone(),
         );
         let term = lease.term();
+        let (skipper, rights) = self.skipper(&cluster, &lease);
         metrics::session_began();
         let wait_ms = write_after.saturating_sub(self.shared.clock.now()).as_millis();
         tracing::info!(link = %self.link, term = term.0, wait_ms, "session holds the link");
-        self.writing = Some(Writing { lease, agent_since, cluster, writers, _credit: credit });
+        self.writing = Some(Writing { lease, agent_since, cluster, writers, skipper, rights, _credit: credit });
         CloudInput::Claimed { term, write_after }
+    }
+
+    fn skipper(&self, cluster: &Cluster, lease: &Arc<SessionLease>) -> (Skipper, Option<Arc<MarkerRights>>) {
+        let (cluster, lease, events) = (cluster.clone(), Arc::clone(lease), self.events.clone());
+        if self.shared.settings.by_transactions.contains(&self.link) {
+            let (link, registry) = (self.link.clone(), self.shared.registry.clone());
+            let context = Transactions { link, cluster, lease, registry, events };
+            return (Skipper::Transactions(Queue::start(context, &self.tasks)), None);
+        }
+        let producer_id = self.link.producer_id();
+        let rights = MarkerRights::new(cluster.clone(), skip::writer(producer_id, lease.term()));
+        let skips = Skips::new(cluster, lease, producer_id, events, self.tasks.clone());
+        (Skipper::Markers(skips), Some(Arc::new(rights)))
     }
 
     fn found(&mut self, key: Key, attempt: u32, result: Result<Found, RecoverError>) -> CloudInput {
@@ -263,7 +378,8 @@ impl Duties {
     pub(super) fn watch_leaders(&mut self) {
         let Some(writing) = &self.writing else { return };
         let all = self.looked.elapsed() > LEADERS_EVERY;
-        let suspicious = |place: &&Outstanding| all || place.tickets.values().any(|since| since.elapsed() > SUSPICION);
+        let suspicious =
+            |place: &&Outstanding| all || place.tickets.values().any(|asked| asked.since.elapsed() > SUSPICION);
         let mut topics: Vec<String> =
             self.partitions.values().filter(suspicious).map(|place| place.topic.to_string()).collect();
         if topics.is_empty() || self.looking {
@@ -298,9 +414,13 @@ impl Duties {
             if place.tickets.is_empty() {
                 inputs.push(CloudInput::LeaderMoved { mirror, partition });
             }
-            for (ticket, _) in std::mem::take(&mut place.tickets) {
+            for (ticket, asked) in std::mem::take(&mut place.tickets) {
                 let reason = format!("broker {broker} leads the partition, no longer broker {}", place.leader.broker);
-                inputs.push(CloudInput::Produced { mirror, partition, ticket, outcome: Outcome::Doubt { reason } });
+                inputs.push(if asked.markers {
+                    CloudInput::Skipped { mirror, partition, ticket, outcome: SkipOutcome::Doubt { reason } }
+                } else {
+                    CloudInput::Produced { mirror, partition, ticket, outcome: Outcome::Doubt { reason } }
+                });
             }
         }
         inputs

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use tombolo_proto::cloud::DEFAULT_MAX_GAP;
 use tombolo_service::admin_http::HttpSettings;
 use tombolo_service::logging::LogSettings;
 use tombolo_service::settings::{ByteSize, Properties, Span};
@@ -24,6 +25,8 @@ pub struct RawConfig {
     pub(super) quic: RawQuic,
     #[serde(default)]
     pub(super) produce: RawProduce,
+    #[serde(default)]
+    pub(super) retention: RawRetention,
     #[serde(default = "default_http")]
     pub(super) http: HttpSettings,
     #[serde(default)]
@@ -122,9 +125,59 @@ impl Default for RawProduce {
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRetention {
+    pub(super) hold: bool,
+    pub(super) grace: Span,
+}
+
+impl Default for RawRetention {
+    fn default() -> Self {
+        Self { hold: true, grace: Span::from_secs(3_600) }
+    }
+}
+
+/// What moves a mirror past offsets without records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawSkip {
+    /// Control markers.
+    #[default]
+    Markers,
+    /// Empty transactions.
+    Transactions,
+}
+
+/// What becomes of offsets that the source deleted before they were mirrored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawOnLoss {
+    #[default]
+    Halt,
+    Skip,
+}
+
+/// The same of one mirror.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawMirrorOnLoss {
+    /// As the link has it.
+    #[default]
+    Link,
+    Halt,
+    Skip,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawLink {
     pub(super) name: String,
+    #[serde(default = "default_max_gap")]
+    pub(super) max_gap_offsets: i64,
+    #[serde(default)]
+    pub(super) on_loss: RawOnLoss,
+    #[serde(default)]
+    pub(super) skip: RawSkip,
     #[serde(default)]
     pub(super) topics: Vec<String>,
     #[serde(default)]
@@ -138,6 +191,18 @@ pub(super) struct RawMirror {
     pub(super) mirror_topic: Option<String>,
     #[serde(default)]
     pub(super) paused: bool,
+    #[serde(default = "as_the_link")]
+    pub(super) max_gap_offsets: i64,
+    #[serde(default)]
+    pub(super) on_loss: RawMirrorOnLoss,
+}
+
+fn default_max_gap() -> i64 {
+    DEFAULT_MAX_GAP
+}
+
+fn as_the_link() -> i64 {
+    -1
 }
 
 fn default_http() -> HttpSettings {
@@ -155,6 +220,7 @@ impl RawConfig {
             ("memory", self.memory != old.memory),
             ("quic", self.quic != old.quic),
             ("produce", self.produce != old.produce),
+            ("retention", self.retention != old.retention),
             ("http", self.http != old.http),
             ("log", self.log != old.log),
         ]

@@ -44,11 +44,26 @@ fn the_example_file_is_the_defaults() {
     assert_eq!(example.memory, defaults.memory);
     assert_eq!(example.quic, defaults.quic);
     assert_eq!(example.produce, defaults.produce);
+    assert_eq!(example.retention, defaults.retention);
     assert_eq!(example.http, defaults.http);
     assert_eq!(example.log, defaults.log);
     let link = &example.links[&LinkName::new("ship-17").unwrap()];
     assert_eq!(link.mirrors[0].topic, link.mirrors[0].source);
     assert_eq!(link.filters, []);
+    assert_eq!((link.max_gap, link.on_loss), (10_000_000, OnLoss::Halt));
+    assert_eq!((link.mirrors[0].max_gap, link.mirrors[0].on_loss), (link.max_gap, link.on_loss));
+}
+
+#[test]
+fn a_mirror_has_what_its_link_has_unless_it_says_otherwise() {
+    let link = "[[link]]\nname = \"a\"\nmax_gap_offsets = 5\non_loss = \"skip\"\n[[link.mirror]]\ntopic = \"t\"\n";
+    let settings = parse(&format!("{link}[[link.mirror]]\ntopic = \"u\"\nmax_gap_offsets = 0\non_loss = \"halt\"\n"));
+    let settings = settings.unwrap();
+    let mirrors = &settings.links[&LinkName::new("a").unwrap()].mirrors;
+    assert_eq!((mirrors[0].max_gap, mirrors[0].on_loss), (5, OnLoss::Skip));
+    assert_eq!((mirrors[1].max_gap, mirrors[1].on_loss), (0, OnLoss::Halt));
+    assert_eq!(refused(&format!("{link}max_gap_offsets = -2\n")).0, "link[0].mirror[0].max_gap_offsets");
+    assert_eq!(refused(&format!("{link}on_loss = \"drop\"\n")).0, "link[0].mirror[0].on_loss");
 }
 
 #[test]
@@ -71,6 +86,8 @@ fn values_out_of_range_are_named() {
         ("[quic]\ncongestion = \"reno\"\n", "quic.congestion"),
         ("[produce]\nconnections_per_broker = 0\n", "produce.connections_per_broker"),
         ("[produce]\nrequest_bytes = \"1 B\"\n", "produce.request_bytes"),
+        ("[retention]\ngrace = \"0 s\"\n", "retention.grace"),
+        ("[[link]]\nname = \"a\"\nmax_gap_offsets = -1\n", "link[0].max_gap_offsets"),
         ("[http]\nlisten = \"0.0.0.0:80\"\n", "http.listen"),
         ("[log]\nlevel = \"a=loud\"\n", "log.level"),
         ("[[link]]\nname = \"a/b\"\n", "link[0].name"),
@@ -131,4 +148,7 @@ fn a_reload_names_what_needs_a_restart() {
         "[quic]\nmax_connections = 9\n[[link]]\nname = \"a\"\n[[link.mirror]]\ntopic = \"t\"\nmirror_topic = \"u\"\n",
     );
     assert_eq!(moved.unwrap().need_restart(&old), ["quic", "link a mirror t mirror_topic"]);
+    let skips = parse("[[link]]\nname = \"a\"\nskip = \"transactions\"\n[[link.mirror]]\ntopic = \"t\"\n").unwrap();
+    assert_eq!(skips.need_restart(&old), ["link a skip"]);
+    assert!(skips.by_transactions.contains(&LinkName::new("a").unwrap()) && old.by_transactions.is_empty());
 }

@@ -1,5 +1,6 @@
 //! Which configs a mirror topic gets, and what those of a topic that is there already must be. Pure.
 
+use tombolo_kafka::admin::ConfigChange;
 use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::wire::TopicConfig;
 
@@ -18,6 +19,12 @@ const TAKEN: [&str; 8] = [
 /// Kafka refuses topics whose segments are smaller than this (since 4.0).
 const LEAST_SEGMENT_BYTES: u64 = 1 << 20;
 const FOREVER_MS: &str = "9223372036854775807";
+const DELETE: &str = "delete";
+const COMPACT: &str = "compact";
+/// Without limit.
+const UNLIMITED: &str = "-1";
+/// What makes records go: of time and of size.
+pub(super) const RETENTION: [&str; 2] = ["retention.bytes", "retention.ms"];
 
 /// Which configs the brokers know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,24 +35,29 @@ pub(super) enum Dialect {
     Before36,
 }
 
-/// Whether a source topic with these configs can be mirrored at all.
-pub(super) fn check_source(configs: &[TopicConfig]) -> Result<(), Failure> {
-    let value = |name: &str| configs.iter().find(|config| config.name == name).map(|config| config.value.as_str());
-    if let Some(policy) = value("cleanup.policy")
-        && policy.split(',').any(|part| part.trim() == "compact")
-    {
-        return Err(Failure::of_topic(
-            FailureCode::UnsupportedCleanupPolicy,
-            format!("the source topic has cleanup.policy={policy}; compacted topics are not mirrored yet"),
-        ));
+/// The source topic's clean-up policy, Kafka's default where it sets none.
+pub(super) fn policy(source: &[TopicConfig]) -> &str {
+    value(source, "cleanup.policy").unwrap_or(DELETE)
+}
+
+/// Whether a clean-up policy takes records from the middle of a log, and leaves gaps.
+pub(super) fn is_compacted(policy: &str) -> bool {
+    policies(policy).any(|policy| policy == COMPACT)
+}
+
+fn policies(policy: &str) -> impl Iterator<Item = &str> {
+    policy.split(',').map(str::trim).filter(|policy| !policy.is_empty())
+}
+
+fn same_policy(one: &str, other: &str) -> bool {
+    is_compacted(one) == is_compacted(other) && {
+        let deletes = |policy| policies(policy).any(|policy| policy == DELETE);
+        deletes(one) == deletes(other)
     }
-    if value("message.timestamp.type") == Some("LogAppendTime") {
-        return Err(Failure::of_topic(
-            FailureCode::UnsupportedLogAppendTime,
-            "the source topic has message.timestamp.type=LogAppendTime; its records cannot be kept as they are",
-        ));
-    }
-    Ok(())
+}
+
+fn value<'a>(configs: &'a [TopicConfig], name: &str) -> Option<&'a str> {
+    configs.iter().find(|config| config.name == name).map(|config| config.value.as_str())
 }
 
 /// Configs of a mirror topic. `max_batch` is the largest batch that a link may carry.
@@ -55,13 +67,14 @@ pub(super) fn of_mirror(source: &[TopicConfig], max_batch: usize, dialect: Diale
     };
     let max_message = number("max.message.bytes").unwrap_or(0).max(max_batch as u64);
     let mut configs = vec![
-        ("cleanup.policy", "delete".to_owned()),
+        // Markers and filler have no keys, and filler is deleted. The source's policy follows when the first pass is done.
+        ("cleanup.policy", DELETE.to_owned()),
         ("compression.type", "producer".to_owned()),
         ("max.message.bytes", max_message.to_string()),
         ("message.timestamp.type", "CreateTime".to_owned()),
         // A backlog older than the source's retention would be deleted on arrival.
-        ("retention.bytes", "-1".to_owned()),
-        ("retention.ms", "-1".to_owned()),
+        ("retention.bytes", UNLIMITED.to_owned()),
+        ("retention.ms", UNLIMITED.to_owned()),
     ];
     match dialect {
         Dialect::Current => {
@@ -86,29 +99,95 @@ pub(super) fn of_mirror(source: &[TopicConfig], max_batch: usize, dialect: Diale
 }
 
 /// Configs that a topic which is there already must have, or a batch would not be kept byte for byte.
-pub(super) const NEEDED: [(&str, &str); 3] =
-    [("cleanup.policy", "delete"), ("compression.type", "producer"), ("message.timestamp.type", "CreateTime")];
+const NEEDED: [(&str, &str); 2] = [("compression.type", "producer"), ("message.timestamp.type", "CreateTime")];
+
+/// What is looked up of a topic that is there already.
+pub(super) const LOOKED_UP: [&str; 6] = [
+    "cleanup.policy",
+    "compression.type",
+    "max.message.bytes",
+    "message.timestamp.type",
+    "retention.bytes",
+    "retention.ms",
+];
+
+/// Configs of a topic, as they were looked up.
+pub(super) type Found = Vec<(String, Option<String>)>;
 
 /// Why a topic with these configs cannot be a mirror; the command says how it can become one.
-pub(super) fn check_existing<'a>(
-    topic: &str,
-    found: impl Iterator<Item = (&'a str, Option<&'a str>)>,
-) -> Result<(), Failure> {
+pub(super) fn check_existing(topic: &str, source: &[TopicConfig], found: &Found) -> Result<(), Failure> {
+    let wanted = policy(source);
     for (name, value) in found {
-        let needed = NEEDED.iter().find(|(needed, _)| *needed == name);
-        if let (Some((_, needed)), Some(value)) = (needed, value)
-            && *needed != value
-        {
+        let Some(value) = value else { continue };
+        let needed = if name == "cleanup.policy" {
+            // Before or after the first pass.
+            if same_policy(value, DELETE) || same_policy(value, wanted) { None } else { Some(wanted) }
+        } else {
+            NEEDED.iter().find(|(needed, _)| needed == name).map(|(_, needed)| *needed).filter(|needed| needed != value)
+        };
+        if let Some(needed) = needed {
             return Err(Failure::of_topic(
                 FailureCode::CloudRefused,
                 format!(
                     "mirror topic {topic} has {name}={value}, needed is {needed}: kafka-configs.sh --alter \
-                     --entity-type topics --entity-name {topic} --add-config {name}={needed}"
+                     --entity-type topics --entity-name {topic} --add-config {name}=[{needed}]"
                 ),
             ));
         }
     }
     Ok(())
+}
+
+fn set(name: &str, value: impl Into<String>) -> ConfigChange {
+    ConfigChange::Set { name: name.to_owned(), value: value.into() }
+}
+
+fn found<'a>(configs: &'a Found, name: &str) -> Option<&'a str> {
+    configs.iter().find(|(found, _)| found == name).and_then(|(_, value)| value.as_deref())
+}
+
+/// What a topic whose clean-up policy is neither for the first pass nor the source's is to change: its source's changed, or
+/// who made it did not know better.
+pub(super) fn misfit_policy(source: &[TopicConfig], configs: &Found) -> Option<ConfigChange> {
+    let there = found(configs, "cleanup.policy")?;
+    let fits = same_policy(there, DELETE) || same_policy(there, policy(source));
+    (!fits).then(|| set("cleanup.policy", DELETE))
+}
+
+/// What a topic that is there already gets before anything is appended: room for the source's batches, and where `hold` no
+/// limit to what it keeps.
+pub(super) fn before_appending(source: &[TopicConfig], configs: &Found, hold: bool) -> Vec<ConfigChange> {
+    let mut changes = Vec::new();
+    let bytes = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
+    if let (Some(wanted), Some(there)) =
+        (bytes(value(source, "max.message.bytes")), bytes(found(configs, "max.message.bytes")))
+        && wanted > there
+    {
+        changes.push(set("max.message.bytes", wanted.to_string()));
+    }
+    if hold {
+        changes.extend(held(configs));
+    }
+    changes
+}
+
+/// No limit to what the topic keeps.
+pub(super) fn held(configs: &Found) -> Vec<ConfigChange> {
+    let limited = |name: &&&str| found(configs, name).is_some_and(|value| value != UNLIMITED);
+    RETENTION.iter().filter(limited).map(|name| set(name, UNLIMITED)).collect()
+}
+
+/// The source's limits to what is kept; what it does not set stays without.
+pub(super) fn released(source: &[TopicConfig], configs: &Found) -> Vec<ConfigChange> {
+    let wanted = RETENTION.iter().filter_map(|name| Some((*name, value(source, name)?)));
+    wanted.filter(|(name, value)| found(configs, name) != Some(value)).map(|(name, value)| set(name, value)).collect()
+}
+
+/// The source's clean-up policy.
+pub(super) fn with_policy(source: &[TopicConfig], configs: &Found) -> Vec<ConfigChange> {
+    let wanted = policy(source);
+    let differs = found(configs, "cleanup.policy").is_some_and(|there| !same_policy(there, wanted));
+    differs.then(|| set("cleanup.policy", wanted)).into_iter().collect()
 }
 
 #[cfg(test)]
@@ -158,25 +237,62 @@ mod tests {
         assert_eq!(value(&large, "message.timestamp.before.max.ms"), None);
     }
 
+    fn there(pairs: &[(&str, &str)]) -> Found {
+        pairs.iter().map(|&(name, value)| (name.to_owned(), Some(value.to_owned()))).collect()
+    }
+
     #[test]
-    fn what_cannot_be_mirrored_is_named() {
-        for (name, text, code) in [
-            ("cleanup.policy", "compact", FailureCode::UnsupportedCleanupPolicy),
-            ("cleanup.policy", "delete,compact", FailureCode::UnsupportedCleanupPolicy),
-            ("message.timestamp.type", "LogAppendTime", FailureCode::UnsupportedLogAppendTime),
-        ] {
-            assert_eq!(check_source(&source(&[(name, text)])).unwrap_err().code, code);
+    fn compacted_sources_are_known_by_their_policy() {
+        assert_eq!(policy(&source(&[])), "delete");
+        for (text, compacted) in [("delete", false), ("compact", true), ("delete, compact", true), ("", false)] {
+            assert_eq!(is_compacted(policy(&source(&[("cleanup.policy", text)]))), compacted, "{text}");
         }
-        assert_eq!(check_source(&source(&[("cleanup.policy", "delete")])), Ok(()));
     }
 
     #[test]
     fn an_existing_topic_must_keep_bytes() {
-        let failure = check_existing("t", [("compression.type", Some("gzip"))].into_iter()).unwrap_err();
+        let check = |source: &[TopicConfig], found: &[(&str, &str)]| check_existing("t", source, &there(found));
+        let failure = check(&[], &[("compression.type", "gzip")]).unwrap_err();
         assert_eq!(failure.code, FailureCode::CloudRefused);
-        assert!(failure.detail.contains("--add-config compression.type=producer"), "{failure}");
-        let good = NEEDED.map(|(name, value)| (name, Some(value)));
-        assert_eq!(check_existing("t", good.into_iter()), Ok(()));
-        assert_eq!(check_existing("t", [("retention.ms", Some("1"))].into_iter()), Ok(()));
+        assert!(failure.detail.contains("--add-config compression.type=[producer]"), "{failure}");
+        let good = [("compression.type", "producer"), ("message.timestamp.type", "CreateTime"), ("retention.ms", "1")];
+        assert_eq!(check(&[], &good), Ok(()));
+    }
+
+    #[test]
+    fn an_existing_topic_has_the_sources_policy_or_deletes() {
+        let compacted = source(&[("cleanup.policy", "compact,delete")]);
+        for (source, policy, good) in [
+            (&compacted, "delete", true),
+            (&compacted, "delete,compact", true),
+            (&compacted, "compact", false),
+            (&Vec::new(), "delete", true),
+            (&Vec::new(), "compact", false),
+        ] {
+            let checked = check_existing("t", source, &there(&[("cleanup.policy", policy)]));
+            assert_eq!(checked.is_ok(), good, "{policy} {checked:?}");
+        }
+        assert_eq!(
+            with_policy(&compacted, &there(&[("cleanup.policy", "delete")])),
+            [set("cleanup.policy", "compact,delete")]
+        );
+        assert_eq!(with_policy(&compacted, &there(&[("cleanup.policy", "delete,compact")])), []);
+        assert_eq!(with_policy(&[], &Vec::new()), [], "nobody tells");
+        let compact = there(&[("cleanup.policy", "compact")]);
+        assert_eq!(misfit_policy(&[], &compact), Some(set("cleanup.policy", "delete")), "the source's was changed");
+        assert_eq!(misfit_policy(&source(&[("cleanup.policy", "compact")]), &compact), None);
+    }
+
+    #[test]
+    fn retention_is_held_while_behind_and_the_sources_afterwards() {
+        let of_source = source(&[("retention.ms", "1000"), ("max.message.bytes", "500")]);
+        let mirror = there(&[("retention.ms", "1000"), ("retention.bytes", "-1"), ("max.message.bytes", "400")]);
+        let held = before_appending(&of_source, &mirror, true);
+        assert_eq!(held, [set("max.message.bytes", "500"), set("retention.ms", "-1")]);
+        assert_eq!(before_appending(&of_source, &mirror, false), held[..1]);
+        let mirror = there(&[("retention.ms", "-1"), ("retention.bytes", "-1"), ("max.message.bytes", "900")]);
+        assert_eq!(before_appending(&of_source, &mirror, true), []);
+        assert_eq!(released(&of_source, &mirror), [set("retention.ms", "1000")]);
+        assert_eq!(released(&source(&[]), &mirror), []);
     }
 }

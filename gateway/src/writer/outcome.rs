@@ -35,7 +35,7 @@ pub(super) fn of_error(error: &KafkaError) -> Outcome {
 }
 
 /// Whether the lease kept the request, or the rest of it, from being written.
-pub(super) fn refused_by_lease(error: &KafkaError) -> bool {
+pub(crate) fn refused_by_lease(error: &KafkaError) -> bool {
     match error.kind() {
         KafkaErrorKind::WriteRefused(_) => true,
         KafkaErrorKind::Connection { cause, .. } => matches!(cause.kind, ConnectionErrorKind::WriteRefused(_)),

@@ -1,0 +1,91 @@
+//! What the registry must know before it is done: where a mirror starts, what is lost.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tombolo_proto::cloud::CloudInput;
+use tombolo_proto::id::{MirrorId, Offset, Partition, TopicName};
+
+use super::{Duties, Event, Writing};
+use crate::fast_forward;
+use crate::recover::{self, Place};
+use crate::registry::{LedgerEntry, LedgerKey, LedgerKind};
+
+/// Reasons, for people.
+const SOURCE_STARTS: &str = "the source's log starts here";
+const DELETED_AT_SOURCE: &str = "the source deleted them before they were mirrored";
+
+impl Duties {
+    /// Makes a mirror start, once the registry says that it does.
+    pub(in crate::session) fn fast_forward(
+        &self,
+        mirror: MirrorId,
+        topic: TopicName,
+        partition: Partition,
+        ticket: u64,
+        stretch: Range<Offset>,
+    ) {
+        let Some(writing) = &self.writing else { return };
+        let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.starts));
+        let note = self.note(writing, &topic, partition, LedgerKind::Start, 0..stretch.end, SOURCE_STARTS);
+        let place = self.place(topic, partition);
+        let timeout = self.shared.settings.produce.timeout;
+        self.spawn("fast-forward", async move {
+            let _slot = slots.acquire_owned().await;
+            let work = async {
+                note.await?;
+                let Range { start, end } = stretch;
+                let done = fast_forward::fast_forward(&cluster, &place, timeout, start, end).await;
+                done.map_err(|error| error.to_string())
+            };
+            Event::Input(CloudInput::FastForwarded { mirror, partition, ticket, result: work.await })
+        });
+    }
+
+    /// Writes a loss to the registry.
+    pub(in crate::session) fn record_loss(
+        &self,
+        mirror: MirrorId,
+        topic: &TopicName,
+        partition: Partition,
+        ticket: u64,
+        lost: Range<Offset>,
+    ) {
+        let Some(writing) = &self.writing else { return };
+        let note = self.note(writing, topic, partition, LedgerKind::Loss, lost, DELETED_AT_SOURCE);
+        self.spawn("loss", async move {
+            Event::Input(CloudInput::LossRecorded { mirror, partition, ticket, result: note.await })
+        });
+    }
+
+    /// Adds to the ledger of a partition.
+    fn note(
+        &self,
+        writing: &Writing,
+        topic: &TopicName,
+        partition: Partition,
+        kind: LedgerKind,
+        stretch: Range<Offset>,
+        reason: &'static str,
+    ) -> impl Future<Output = Result<(), String>> + Send + use<> {
+        let (cluster, lease) = (writing.cluster.clone(), Arc::clone(&writing.lease));
+        let (registry, key) = (self.shared.registry.clone(), self.ledger_key(topic, partition));
+        async move {
+            let topic_id = recover::topic_id(&cluster, &key.topic).await.map_err(|error| error.to_string())?;
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let (from, to, reason) = (stretch.start, stretch.end, reason.to_owned());
+            let entry = LedgerEntry { kind, from, to, at, reason, topic_id };
+            registry.note(&lease, &key, &entry).await.map_err(|error| format!("the ledger is not written: {error}"))
+        }
+    }
+
+    pub(super) fn place(&self, topic: TopicName, partition: Partition) -> Place {
+        let skippers = self.shared.registry.skippers(&self.link);
+        Place { topic, partition, producer_id: self.link.producer_id(), skippers }
+    }
+
+    pub(super) fn ledger_key(&self, topic: &TopicName, partition: Partition) -> LedgerKey {
+        LedgerKey { link: self.link.clone(), topic: topic.clone(), partition }
+    }
+}

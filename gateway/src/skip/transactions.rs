@@ -1,0 +1,295 @@
+//! The way to skip for who may not write markers: empty transactions, whose coordinator writes them. Slower, and not
+//! exact: the coordinator may write a marker twice after a failure, and then the mirror is FAILED. So it is the operator's
+//! choice.
+//!
+//! One task of a session: a transaction takes in all partitions that have a stretch to skip, and skips one offset of each.
+//!
+//! Must never: write under a producer id that the registry does not have.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tombolo_kafka::admin::{self, TransactionAnswer, TransactionalProducer};
+use tombolo_kafka::error::{ErrorCode, KafkaErrorKind};
+use tombolo_kafka::{Cluster, Connection, KafkaError};
+use tombolo_proto::id::{LinkName, Offset};
+use tombolo_proto::mirror::SkipOutcome;
+use tombolo_service::tasks::Tasks;
+
+use super::{LOOK_EVERY, Lane, Stretch, look};
+use crate::metrics;
+use crate::registry::{NoteError, Registry, SessionLease};
+use crate::session::Event;
+
+/// For the coordinator to be ready for the next transaction, or to be found.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(5);
+/// A transaction that is left open is aborted after this, which takes an offset too.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the markers to be written, and replicated.
+const MARKER_DEADLINE: Duration = Duration::from_secs(10);
+/// Transactions before the stretches' progress is told.
+const ROUNDS: i64 = 50;
+
+/// What it works with.
+#[derive(Debug, Clone)]
+pub(crate) struct Transactions {
+    pub(crate) link: LinkName,
+    /// Its connections ask the session's lease.
+    pub(crate) cluster: Cluster,
+    pub(crate) lease: Arc<SessionLease>,
+    pub(crate) registry: Registry,
+    pub(crate) events: mpsc::Sender<Event>,
+}
+
+/// The queue of a session.
+#[derive(Debug)]
+pub(crate) struct Queue(Arc<Lane>);
+
+struct Coordinator {
+    connection: Connection,
+    producer: TransactionalProducer,
+}
+
+/// Why a transaction did not come about.
+#[derive(Debug, thiserror::Error)]
+enum TransactionError {
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    #[error(transparent)]
+    Note(#[from] NoteError),
+    #[error("the session may not write: {0}")]
+    Lease(#[from] tombolo_proto::lease::LeaseError),
+    #[error("{0}")]
+    Partition(ErrorCode),
+}
+
+impl Queue {
+    pub(crate) fn start(context: Transactions, tasks: &Tasks) -> Self {
+        let lane = Arc::<Lane>::default();
+        let (run, stop) = (run(Arc::clone(&lane), context), tasks.stop_token().clone());
+        tasks.spawn("empty transactions", async move {
+            tokio::select! {
+                () = run => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        Self(lane)
+    }
+
+    /// Queues a stretch; [`Event::Skipped`] follows.
+    pub(crate) fn skip(&self, stretch: Stretch) {
+        self.0.queue().push_back(stretch);
+        self.0.ready.notify_one();
+    }
+}
+
+async fn run(lane: Arc<Lane>, context: Transactions) {
+    let mut coordinator = None;
+    loop {
+        let stretches = lane.gather();
+        if stretches.is_empty() {
+            lane.ready.notified().await;
+            continue;
+        }
+        for (stretch, outcome) in context.skip(&mut coordinator, stretches).await {
+            if let SkipOutcome::Appended { log_end } = outcome {
+                metrics::markers_appended((log_end - stretch.offset).clamp(0, stretch.count));
+            }
+            let Stretch { mirror, partition, ticket, .. } = stretch;
+            if context.events.send(Event::Skipped { mirror, partition, ticket, outcome }).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Transactions {
+    async fn skip(
+        &self,
+        coordinator: &mut Option<Coordinator>,
+        stretches: Vec<Stretch>,
+    ) -> Vec<(Stretch, SkipOutcome)> {
+        let rounds = stretches.iter().map(|stretch| stretch.count).max().unwrap_or(0).min(ROUNDS);
+        for round in 0..rounds {
+            let wanting: Vec<_> = stretches
+                .iter()
+                .filter(|stretch| stretch.count > round)
+                .map(|stretch| (stretch.topic.shared(), stretch.partition))
+                .collect();
+            if let Err(error) = self.transaction(coordinator, &wanting).await {
+                // The next one aborts what is open.
+                *coordinator = None;
+                let outcome = of_error(&error, &self.link);
+                return stretches.into_iter().map(|stretch| (stretch, outcome.clone())).collect();
+            }
+        }
+        let mut outcomes = Vec::with_capacity(stretches.len());
+        for stretch in stretches {
+            let expected = stretch.offset + stretch.count.min(rounds);
+            let outcome = match self.reached(&stretch, expected).await {
+                Ok(log_end) => SkipOutcome::Appended { log_end },
+                Err(reason) => SkipOutcome::Doubt { reason },
+            };
+            outcomes.push((stretch, outcome));
+        }
+        outcomes
+    }
+
+    /// One offset of each partition.
+    async fn transaction(
+        &self,
+        coordinator: &mut Option<Coordinator>,
+        partitions: &[(Arc<str>, i32)],
+    ) -> Result<(), TransactionError> {
+        self.lease.permits()?;
+        let Coordinator { connection, producer } = match coordinator {
+            Some(known) => known,
+            none => none.insert(self.coordinator().await?),
+        };
+        let patience = Patience::begin();
+        loop {
+            let opened = admin::add_partitions_to_txn(connection, producer, partitions).await;
+            let opened = opened.map_err(TransactionError::Kafka).and_then(all_open);
+            if let Some(opened) = patience.settled(opened).await {
+                break opened?;
+            }
+        }
+        loop {
+            let ended = admin::end_txn(connection, producer).await.map_err(TransactionError::Kafka);
+            if let Some(ended) = patience.settled(ended).await {
+                return ended;
+            }
+        }
+    }
+
+    /// The coordinator, which this makes the one producer of the link's transactional id.
+    async fn coordinator(&self) -> Result<Coordinator, TransactionError> {
+        let patience = Patience::begin();
+        let found = loop {
+            let found = match self.find().await {
+                // It has not heard of it yet.
+                Err(error) if code_of(&error) == Some(ErrorCode::NOT_COORDINATOR) => {
+                    Err(TransactionError::Partition(ErrorCode::COORDINATOR_NOT_AVAILABLE))
+                }
+                found => found,
+            };
+            if let Some(found) = patience.settled(found).await {
+                break found?;
+            }
+        };
+        self.registry.note_skipper(&self.lease, &self.link, found.producer.producer_id).await?;
+        Ok(found)
+    }
+
+    async fn find(&self) -> Result<Coordinator, TransactionError> {
+        let id: Arc<str> = format!("tombolo-{}", self.link).into();
+        let broker = admin::find_coordinator(&self.cluster.controller().await?, &id).await?;
+        let connection = self.cluster.connect(broker).await?;
+        let producer = admin::init_producer_id(&connection, &id, TRANSACTION_TIMEOUT).await?;
+        Ok(Coordinator { connection, producer })
+    }
+
+    /// The log end, once the markers are there and replicated: they are written after the transaction was answered.
+    async fn reached(&self, stretch: &Stretch, expected: Offset) -> Result<Offset, String> {
+        let connection = self.cluster.shared(stretch.leader.broker).await.map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + MARKER_DEADLINE;
+        loop {
+            let (ends, marks) = look(&connection, &[super::query(stretch)]).await.map_err(|error| error.to_string())?;
+            let of_one =
+                |offsets: super::Offsets| offsets.into_iter().next().unwrap_or(Err(ErrorCode::OFFSET_NOT_AVAILABLE));
+            let end = of_one(ends).map_err(|code| code.to_string())?;
+            let mark = of_one(marks).map_err(|code| code.to_string())?;
+            if end >= expected && mark >= end {
+                return Ok(end);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("the log ends at {end}, the high watermark is {mark}, expected was {expected}"));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// Time that the coordinator is given to be ready.
+struct Patience {
+    until: Instant,
+}
+
+impl Patience {
+    fn begin() -> Self {
+        Self { until: Instant::now() + PATIENCE }
+    }
+
+    /// The answer, unless it is to be asked again, now that a moment has passed.
+    async fn settled<T>(&self, answer: Result<T, TransactionError>) -> Option<Result<T, TransactionError>> {
+        match answer {
+            Err(error) if is_not_yet(&error) && Instant::now() < self.until => {
+                tokio::time::sleep(PAUSE).await;
+                None
+            }
+            settled => Some(settled),
+        }
+    }
+}
+
+/// Whether a transaction is open in all partitions. That one was not attempted is another's fault.
+fn all_open(answers: Vec<TransactionAnswer>) -> Result<(), TransactionError> {
+    let codes: Vec<ErrorCode> = answers.into_iter().filter_map(|answer| answer.result.err()).collect();
+    let fault = codes.iter().find(|code| **code != ErrorCode::OPERATION_NOT_ATTEMPTED);
+    fault.or_else(|| codes.first()).map_or(Ok(()), |code| Err(TransactionError::Partition(*code)))
+}
+
+fn code_of(error: &TransactionError) -> Option<ErrorCode> {
+    match error {
+        TransactionError::Kafka(error) => error.error_code(),
+        TransactionError::Partition(code) => Some(*code),
+        TransactionError::Note(_) | TransactionError::Lease(_) => None,
+    }
+}
+
+/// `NOT_COORDINATOR` is not among them: it has to be looked up again.
+fn is_not_yet(error: &TransactionError) -> bool {
+    let waits = [
+        ErrorCode::COORDINATOR_LOAD_IN_PROGRESS,
+        ErrorCode::COORDINATOR_NOT_AVAILABLE,
+        ErrorCode::CONCURRENT_TRANSACTIONS,
+    ];
+    code_of(error).is_some_and(|code| waits.contains(&code))
+}
+
+fn of_error(error: &TransactionError, link: &LinkName) -> SkipOutcome {
+    let mut reason = format!("an empty transaction: {error}");
+    if code_of(error) == Some(ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED) {
+        let command = "kafka-acls.sh --add --allow-principal User:NAME-OF-THE-GATEWAY --operation Write";
+        reason = format!("{reason}: {command} --transactional-id tombolo-{link}");
+    }
+    let refused = [ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED, ErrorCode::TOPIC_AUTHORIZATION_FAILED];
+    let unsupported =
+        matches!(error, TransactionError::Kafka(error) if matches!(error.kind(), KafkaErrorKind::Unsupported { .. }));
+    if unsupported || code_of(error).is_some_and(|code| refused.contains(&code)) {
+        SkipOutcome::Refused { reason }
+    } else {
+        SkipOutcome::Doubt { reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_ready_is_waited_for_and_the_rest_is_doubted_or_final() {
+        let (error, link) = (TransactionError::Partition, LinkName::new("ship-17").unwrap());
+        assert!(is_not_yet(&error(ErrorCode::CONCURRENT_TRANSACTIONS)));
+        for code in [ErrorCode::NOT_COORDINATOR, ErrorCode::PRODUCER_FENCED, ErrorCode::UNKNOWN_TOPIC_OR_PARTITION] {
+            assert!(!is_not_yet(&error(code)), "{code}");
+            assert!(matches!(of_error(&error(code), &link), SkipOutcome::Doubt { .. }), "{code}");
+        }
+        let refused = of_error(&error(ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED), &link);
+        let SkipOutcome::Refused { reason } = refused else { panic!("{refused:?}") };
+        assert!(reason.ends_with("--operation Write --transactional-id tombolo-ship-17"), "{reason}");
+    }
+}
