@@ -303,9 +303,7 @@ impl World {
         if !prefix && misfits.contains(&None) {
             return self.judge_anew(place);
         }
-        // A lost disk, a topic made anew, and retention over all that the two had in common: only the topic's id would tell,
-        // and the cloud does not keep it yet. The status says "unverified".
-        let is_blind = self.remade.contains_key(&place.0) && self.ghost.unverified.contains(&place);
+        let is_blind = self.is_blind(place);
         if !prefix && !shifted && is_blind {
             self.trace(|| format!("another topic's records behind an unverified tail at {place:?}"));
         } else if !prefix && !shifted {
@@ -338,6 +336,16 @@ impl World {
         } else {
             history.has(mark_of(stored))
         }
+    }
+
+    /// Whether nobody could have seen that the source's log is another: the disk is lost, and the topic made anew after
+    /// retention went over all that the two had in common (only the topic's id would tell, and the cloud does not keep it
+    /// yet), or its end written anew and compacted to less than the mirror has. The status says "unverified".
+    fn is_blind(&self, place: Place) -> bool {
+        let is_another = self.source.get(&place).is_some_and(|source| source.histories().len() > 1);
+        let compacted = self.plan.topics.get(&place.0).is_some_and(|topic| topic.compacted);
+        let is_other = self.remade.contains_key(&place.0) || (is_another && compacted);
+        is_other && self.ghost.unverified.contains(&place)
     }
 
     /// Of each history of the source, the first batch or marker of the mirror that it does not hold.
@@ -536,8 +544,7 @@ impl World {
         places.into_iter().find_map(|place| {
             // What was read before the source failed goes to the cloud first, for as long as that takes.
             let waits = stalled.is_some_and(|stalled| stalled.0 == place.0 && self.ghost.is_excused(place.0));
-            let is_blind = self.remade.contains_key(&place.0) && self.ghost.unverified.contains(&place);
-            if Some(place) == stalled || waits || is_blind || self.is_equal(place) {
+            if Some(place) == stalled || waits || self.is_blind(place) || self.is_equal(place) {
                 return None;
             }
             let excused = self.ghost.is_excused(place.0);
