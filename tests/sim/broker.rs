@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{BufMut, Bytes, BytesMut};
 use tombolo_proto::batch::Batch;
 use tombolo_proto::id::{Offset, Term};
+use tombolo_proto::testing::BatchBuilder;
 
 /// Batches of one producer that are remembered (`ProducerStateEntry.NUM_BATCHES_TO_RETAIN`).
 const REMEMBERED: usize = 5;
@@ -21,6 +22,8 @@ pub(crate) enum Refusal {
     NotEnoughReplicas,
     InvalidProducerEpoch,
     OutOfOrderSequence,
+    CoordinatorFenced,
+    OffsetOutOfRange,
 }
 
 /// A success.
@@ -32,6 +35,8 @@ pub(crate) struct Accepted {
     pub(crate) duplicate: bool,
     /// The producer was unknown, so any sequence would have done.
     pub(crate) unknown_producer: bool,
+    /// It was known by markers only, so none but 0 would have done.
+    pub(crate) marker_only: bool,
 }
 
 /// Who sent a batch and where it was meant to go: what the properties judge by, unknown to any broker.
@@ -47,7 +52,31 @@ pub(crate) struct Stored {
     pub(crate) batch: Batch,
     pub(crate) crc: u32,
     pub(crate) intent: Option<Intent>,
+    /// Of a marker: who wrote it.
+    coordinator_epoch: Option<i32>,
 }
+
+impl Stored {
+    /// Whether it is a control batch, which no consumer sees.
+    pub(crate) fn is_marker(&self) -> bool {
+        self.batch.is_control()
+    }
+
+    /// Whether it is filler of a fast-forward: no record of a source is empty here.
+    pub(crate) fn is_filler(&self) -> bool {
+        !self.is_marker() && self.batch.record_section().is_empty()
+    }
+}
+
+/// Who writes a marker.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Coordinator {
+    pub(crate) producer_id: i64,
+    pub(crate) epoch: i32,
+}
+
+/// Bytes of a marker's record.
+const MARKER_RECORD: usize = 17;
 
 #[derive(Debug, Clone, Copy)]
 struct Remembered {
@@ -60,6 +89,8 @@ struct Remembered {
 #[derive(Debug, Clone)]
 struct Producer {
     epoch: i16,
+    /// Of the newest marker; -1 where there was none.
+    coordinator_epoch: i32,
     last_timestamp: i64,
     batches: VecDeque<Remembered>,
 }
@@ -68,6 +99,7 @@ struct Producer {
 #[derive(Debug)]
 pub(crate) struct PartitionLog {
     start: Offset,
+    end: Offset,
     batches: Vec<Stored>,
     high_watermark: Offset,
     producers: BTreeMap<i64, Producer>,
@@ -82,6 +114,7 @@ impl PartitionLog {
     pub(crate) fn new(start: Offset, max_message_bytes: usize) -> Self {
         Self {
             start,
+            end: start,
             batches: Vec::new(),
             high_watermark: start,
             producers: BTreeMap::new(),
@@ -90,8 +123,12 @@ impl PartitionLog {
         }
     }
 
+    pub(crate) fn log_start(&self) -> Offset {
+        self.start
+    }
+
     pub(crate) fn log_end(&self) -> Offset {
-        self.batches.last().map_or(self.start, |stored| stored.batch.next_offset())
+        self.end
     }
 
     pub(crate) fn high_watermark(&self) -> Offset {
@@ -102,8 +139,8 @@ impl PartitionLog {
         &self.batches
     }
 
-    /// `DescribeProducers`: the last sequence of a producer.
-    /// Twin: `broker_tells_the_last_sequence`.
+    /// `DescribeProducers`: the last sequence of a producer; -1 where only a marker made the entry.
+    /// Twins: `broker_tells_the_last_sequence`, `broker_starts_at_zero_after_a_marker_alone`.
     pub(crate) fn last_sequence(&self, producer_id: i64) -> Option<i32> {
         let producer = self.producers.get(&producer_id)?;
         Some(producer.batches.back().map_or(-1, |last| last.last_sequence))
@@ -127,7 +164,9 @@ impl PartitionLog {
             return Err(Refusal::NotEnoughReplicas);
         }
         let batch = self.validate(sent)?;
-        let unknown_producer = !self.producers.contains_key(&batch.producer_id());
+        let producer = self.producers.get(&batch.producer_id());
+        let (unknown_producer, marker_only) =
+            (producer.is_none(), producer.is_some_and(|producer| producer.batches.is_empty()));
         if batch.producer_id() >= 0
             && let Some(known) = self.check_producer(&batch)?
         {
@@ -136,12 +175,55 @@ impl PartitionLog {
                 next_offset: known.next_offset,
                 duplicate: true,
                 unknown_producer,
+                marker_only,
             });
         }
         // Twin: broker_shifts_the_next_batch_after_a_foreign_write. Sequences are compared, not the log's end.
         let base_offset = self.log_end();
         self.store(sent, base_offset, intent);
-        Ok(Accepted { base_offset, next_offset: self.log_end(), duplicate: false, unknown_producer })
+        Ok(Accepted { base_offset, next_offset: self.log_end(), duplicate: false, unknown_producer, marker_only })
+    }
+
+    /// One marker of `WriteTxnMarkers`, acks=all, as far as the append. Nothing is deduplicated; no consumer sees it.
+    /// Returns its offset.
+    /// Twins: `broker_takes_a_marker_that_no_consumer_sees`, `broker_appends_as_many_markers_as_one_request_holds`,
+    /// `broker_takes_markers_at_the_start_and_at_the_end_of_a_log`.
+    pub(crate) fn mark(&mut self, by: Coordinator, now_ms: i64, intent: Intent) -> Result<Offset, Refusal> {
+        if self.short_of_replicas {
+            return Err(Refusal::NotEnoughReplicas);
+        }
+        if let Some(producer) = self.producers.get(&by.producer_id) {
+            // Twin: broker_refuses_data_of_an_epoch_older_than_a_marker. The link's markers have epoch 0.
+            if producer.epoch > 0 {
+                return Err(Refusal::InvalidProducerEpoch);
+            }
+            // Twins: broker_refuses_a_marker_of_an_older_coordinator, broker_refuses_no_data_of_an_older_term.
+            if by.epoch < producer.coordinator_epoch {
+                return Err(Refusal::CoordinatorFenced);
+            }
+        }
+        let offset = self.end;
+        // A control batch: transactional, no sequence, the broker's time.
+        let batch = BatchBuilder::new(offset)
+            .attributes(0x30)
+            .stamp(by.producer_id, 0, -1)
+            .timestamps(now_ms, now_ms)
+            .payload(MARKER_RECORD)
+            .build();
+        self.push(Stored { crc: 0, batch, intent: Some(intent), coordinator_epoch: Some(by.epoch) });
+        Ok(offset)
+    }
+
+    /// `DeleteRecords` below `offset`. Returns where the log begins then. What is remembered of producers stays.
+    /// Twins: `broker_fast_forwards_an_empty_log`, `broker_deletes_nothing_above_the_high_watermark`.
+    pub(crate) fn delete_below(&mut self, offset: Offset) -> Result<Offset, Refusal> {
+        if offset > self.high_watermark {
+            return Err(Refusal::OffsetOutOfRange);
+        }
+        self.start = self.start.max(offset);
+        let start = self.start;
+        self.batches.retain(|stored| stored.batch.next_offset() > start);
+        Ok(start)
     }
 
     /// Twins: `broker_refuses_a_base_offset_other_than_zero`, `broker_refuses_a_control_batch`,
@@ -190,7 +272,7 @@ impl PartitionLog {
             // Twin: broker_wraps_the_sequence_after_two_to_the_31. An entry made by a marker holds -1 and wants 0.
             producer.batches.back().map_or(0, |last| next_sequence(last.last_sequence))
         };
-        // Twin: broker_refuses_a_sequence_ahead_or_behind.
+        // Twins: broker_refuses_a_sequence_ahead_or_behind, broker_takes_the_next_in_sequence_after_markers.
         if first == expected { Ok(None) } else { Err(Refusal::OutOfOrderSequence) }
     }
 
@@ -200,20 +282,31 @@ impl PartitionLog {
         bytes.put_i64(base_offset);
         bytes.extend_from_slice(sent.get(8..).unwrap_or_default());
         let batch = Batch::parse(bytes.freeze()).expect("was one before its base offset changed");
-        self.remember(&batch);
-        self.batches.push(Stored { crc: batch.canonical_crc(), batch, intent });
+        self.push(Stored { crc: batch.canonical_crc(), batch, intent, coordinator_epoch: None });
     }
 
-    fn remember(&mut self, batch: &Batch) {
+    fn push(&mut self, stored: Stored) {
+        self.end = stored.batch.next_offset();
+        self.remember(&stored.batch, stored.coordinator_epoch);
+        self.batches.push(stored);
+    }
+
+    fn remember(&mut self, batch: &Batch, coordinator_epoch: Option<i32>) {
         if batch.producer_id() < 0 {
             return;
         }
         let epoch = batch.producer_epoch();
         let producer = self.producers.entry(batch.producer_id()).or_insert_with(|| Producer {
             epoch,
+            coordinator_epoch: -1,
             last_timestamp: batch.max_timestamp(),
             batches: VecDeque::new(),
         });
+        if let Some(coordinator_epoch) = coordinator_epoch {
+            producer.coordinator_epoch = coordinator_epoch;
+            producer.last_timestamp = batch.max_timestamp();
+            return;
+        }
         if producer.epoch != epoch {
             producer.batches.clear();
         }
@@ -249,11 +342,14 @@ impl PartitionLog {
     /// Twins: `broker_loses_an_unreplicated_tail_with_its_leader`, `broker_knows_repeats_after_a_leader_change`.
     pub(crate) fn truncate(&mut self, end: Offset) {
         self.batches.retain(|stored| stored.batch.next_offset() <= end);
-        self.high_watermark = self.high_watermark.min(self.log_end());
+        self.end = end;
+        self.high_watermark = self.high_watermark.min(end);
         self.producers.clear();
-        for batch in self.batches.iter().map(|stored| stored.batch.clone()).collect::<Vec<_>>() {
-            self.remember(&batch);
+        let batches = std::mem::take(&mut self.batches);
+        for stored in &batches {
+            self.remember(&stored.batch, stored.coordinator_epoch);
         }
+        self.batches = batches;
     }
 
     /// Offsets at which a batch ends, with the log's start: where a log may be cut.
@@ -276,7 +372,6 @@ fn next_sequence(sequence: i32) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tombolo_proto::testing::BatchBuilder;
 
     const ID: i64 = (1 << 62) | 3;
 
@@ -337,5 +432,36 @@ mod tests {
         log.short_of_replicas = true;
         assert_eq!(append(&mut log, &batch(0).bytes()), Err(Refusal::NotEnoughReplicas));
         assert_eq!(log.log_end(), 0);
+    }
+
+    fn mark(log: &mut PartitionLog, epoch: i32) -> Result<Offset, Refusal> {
+        log.mark(Coordinator { producer_id: ID, epoch }, 5_000, Intent { term: Term(1), offset: 0 })
+    }
+
+    #[test]
+    fn model_takes_markers_and_deletes_records() {
+        let mut log = PartitionLog::new(0, 1_000);
+        assert_eq!((mark(&mut log, 6), mark(&mut log, 6)), (Ok(0), Ok(1)));
+        assert_eq!(log.last_sequence(ID), Some(-1));
+        assert_eq!(append(&mut log, &sent(1, 0, 100)), Err(Refusal::OutOfOrderSequence));
+        assert_eq!(append(&mut log, &sent(2, 0, 0)), Ok((2, false)));
+        assert_eq!(mark(&mut log, 5), Err(Refusal::CoordinatorFenced));
+        assert_eq!(mark(&mut log, 7), Ok(4));
+        assert_eq!(append(&mut log, &sent(2, 0, 0)), Ok((2, true)), "a marker forgets no batch");
+        assert_eq!(append(&mut log, &sent(1, 0, 2)), Ok((5, false)));
+        assert_eq!(log.delete_below(6), Err(Refusal::OffsetOutOfRange));
+        log.replicated(6);
+        assert_eq!(log.delete_below(6), Ok(6));
+        assert_eq!((log.log_start(), log.log_end(), log.tail(16).len()), (6, 6, 0));
+        assert_eq!(append(&mut log, &sent(1, 0, 3)), Ok((6, false)));
+    }
+
+    #[test]
+    fn model_knows_the_coordinator_after_a_leader_change() {
+        let mut log = PartitionLog::new(0, 1_000);
+        assert_eq!((mark(&mut log, 6), mark(&mut log, 7)), (Ok(0), Ok(1)));
+        log.truncate(1);
+        assert_eq!((log.log_end(), log.last_sequence(ID)), (1, Some(-1)));
+        assert_eq!((mark(&mut log, 5), mark(&mut log, 6)), (Err(Refusal::CoordinatorFenced), Ok(1)));
     }
 }

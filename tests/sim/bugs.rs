@@ -29,6 +29,22 @@ pub(crate) enum Bug {
     OldTopicShipped,
     /// The checkpoint says that the cloud has what was only fetched.
     CheckpointAhead,
+    /// Markers count as appended as soon as they are sent.
+    ConfirmBeforeMarkers,
+    /// Markers that a dead connection took along are sent again without a look at the log.
+    ResendMarkers,
+    /// Markers whose fate is unknown count as appended, and data follows.
+    AssumeMarkers,
+    /// An answer without an error counts as all of the markers that were asked for.
+    TrustMarkerCount,
+    /// Filler of a fast-forward that was killed stays.
+    FillerLeft,
+    /// What is lost at the source becomes a gap that no ledger tells of.
+    LossUnrecorded,
+    /// What the source has deleted passes for offsets that never held a record.
+    LossAsGap,
+    /// Records are read up to the high watermark, transactions that may yet be aborted among them.
+    ReadUncommitted,
 }
 
 type Place = (TopicName, Partition, Offset);
@@ -137,6 +153,46 @@ mod tests {
     #[test]
     fn shipping_the_journal_of_an_old_topic_is_caught() {
         is_caught(Bug::OldTopicShipped, &[Rule::Prefix]);
+    }
+
+    #[test]
+    fn confirming_a_gap_before_its_markers_are_answered_is_caught() {
+        is_caught(Bug::ConfirmBeforeMarkers, &[Rule::Confirmed]);
+    }
+
+    #[test]
+    fn a_marker_resent_without_looking_at_the_log_is_caught() {
+        is_caught(Bug::ResendMarkers, &[Rule::Prefix]);
+    }
+
+    #[test]
+    fn data_behind_a_marker_whose_fate_is_unknown_is_caught() {
+        is_caught(Bug::AssumeMarkers, &[Rule::Prefix, Rule::BaseOffset, Rule::Confirmed]);
+    }
+
+    #[test]
+    fn trusting_the_count_of_markers_is_caught() {
+        is_caught(Bug::TrustMarkerCount, &[Rule::Prefix, Rule::BaseOffset, Rule::Confirmed]);
+    }
+
+    #[test]
+    fn filler_left_behind_is_caught() {
+        is_caught(Bug::FillerLeft, &[Rule::Start]);
+    }
+
+    #[test]
+    fn an_unrecorded_loss_is_caught() {
+        is_caught(Bug::LossUnrecorded, &[Rule::Prefix]);
+    }
+
+    #[test]
+    fn a_loss_that_passes_for_a_gap_is_caught() {
+        is_caught(Bug::LossAsGap, &[Rule::Prefix]);
+    }
+
+    #[test]
+    fn reading_uncommitted_records_is_caught() {
+        is_caught(Bug::ReadUncommitted, &[Rule::Prefix]);
     }
 
     #[test]

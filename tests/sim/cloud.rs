@@ -5,20 +5,23 @@
 //! - a log end is read when nothing of the partition is in flight in this process, and, after a connection died with
 //!   requests unanswered, not before the settle time is over;
 //! - the first Produce on a connection other than the one that stood when the log end was read is not sent: it is in doubt;
-//! - a session that takes over from a session of the same process inherits that one's `write_after`.
+//! - a session that takes over from a session of the same process inherits that one's `write_after`, and waits the settle
+//!   time where that one had markers in flight;
+//! - after a connection died with markers unanswered, a log end is not read before the settle time is over;
+//! - the end that markers are told to have reached is behind the high watermark.
 
 mod broker_client;
 mod registry;
 
-pub(crate) use registry::Registry;
+pub(crate) use registry::{Entry, Reason, Registry, ToLedger};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 use tombolo_proto::cloud::{CloudConfig, CloudEvent, CloudInput, CloudLink, CloudOutput, LinkSettings, MirrorSettings};
-use tombolo_proto::frame::{Frame, FrameError, FrameHeader, FrameLimits, HEADER_BYTES};
-use tombolo_proto::id::{LinkName, MirrorId, Time};
+use tombolo_proto::frame::{Entry as FrameEntry, Frame, FrameError, FrameHeader, FrameLimits, HEADER_BYTES};
+use tombolo_proto::id::{LinkName, MirrorId, Offset, Time};
 use tombolo_proto::lease::Lease;
 use tombolo_proto::pattern::TopicPattern;
 use tombolo_proto::wire::{CloseCode, CloudBody, CloudMessage, ControlDecoder, EdgeMessage, encode};
@@ -52,8 +55,10 @@ struct Session {
     /// Topics by their mirror's number in this session.
     topics: Vec<usize>,
     timer: Option<Time>,
-    /// The connection that stood when a partition's log end was read.
-    verified: BTreeMap<Place, u64>,
+    /// The connections that stood when a partition's log end was read: for its batches, and for its markers.
+    verified: BTreeMap<Place, [u64; 2]>,
+    /// Stretches without records that came over the link.
+    gaps: BTreeMap<Place, Vec<(Offset, Offset)>>,
 }
 
 /// Cuts a data stream into frames.
@@ -74,6 +79,15 @@ impl FrameReader {
         self.buffer.advance(HEADER_BYTES);
         let body = self.buffer.split_to(header.body_bytes).freeze();
         header.decode_body(body).map(Some)
+    }
+}
+
+impl Session {
+    fn note_gaps(&mut self, frame: &Frame) {
+        let Some(&topic) = self.topics.get(frame.mirror.0 as usize) else { return };
+        let gaps = frame.entries.iter().filter(|entry| matches!(entry, FrameEntry::Gap { .. }));
+        let stretches = gaps.map(|gap| (gap.offset(), gap.next_offset()));
+        self.gaps.entry((topic, frame.partition)).or_default().extend(stretches);
     }
 }
 
@@ -101,6 +115,12 @@ impl Gateway {
     /// Whether several batches of a partition are in flight.
     pub(crate) fn pipelines(&self, place: Place) -> bool {
         self.brokers.in_flight(place) > 1
+    }
+
+    /// Where the gap ends that a session was told of and has yet to skip from `offset` on.
+    pub(crate) fn gap_end(&self, session: u64, place: Place, offset: Offset) -> Option<Offset> {
+        let gaps = self.sessions.get(&session)?.gaps.get(&place)?;
+        Some(gaps.iter().fold(offset, |end, &(from, to)| if from <= end { end.max(to) } else { end }))
     }
 
     /// Whether batches of a partition are in flight.
@@ -152,10 +172,13 @@ impl World {
             | GatewayEvent::Claimed { .. }
             | GatewayEvent::Look { .. }
             | GatewayEvent::LookRead { .. }
-            | GatewayEvent::Looked { .. } => self.on_registry(at, process, event),
+            | GatewayEvent::Looked { .. }
+            | GatewayEvent::WriteLedger(_) => self.on_registry(at, process, event),
             GatewayEvent::ReadLogEnd { .. }
             | GatewayEvent::ReadProducers { .. }
             | GatewayEvent::ReadTail { .. }
+            | GatewayEvent::DeleteLeftFiller { .. }
+            | GatewayEvent::DeleteFiller { .. }
             | GatewayEvent::Write { .. }
             | GatewayEvent::Answered { .. }
             | GatewayEvent::BrokerLost { .. } => self.on_broker_client(at, process, event),
@@ -186,9 +209,12 @@ impl World {
             source: source_topic(topic),
             topic: mirror_topic(topic),
             paused: wanted.paused,
+            max_gap: self.plan.max_gap,
+            on_loss: self.plan.on_loss,
         });
         let filters = vec![TopicPattern::new(FILTER).expect("a pattern")];
-        LinkSettings { mirrors: mirrors.collect(), filters, reserved: Arc::default() }
+        let (max_gap, on_loss) = (self.plan.max_gap, self.plan.on_loss);
+        LinkSettings { mirrors: mirrors.collect(), filters, reserved: Arc::default(), max_gap, on_loss }
     }
 
     /// The id under which the link writes.
@@ -214,6 +240,7 @@ impl World {
             topics: Vec::new(),
             timer: None,
             verified: BTreeMap::new(),
+            gaps: BTreeMap::new(),
         };
         self.gateway(at).sessions.insert(id, session);
     }
@@ -253,7 +280,10 @@ impl World {
             session.frames.buffer.extend_from_slice(chunk);
             loop {
                 match session.frames.next_frame(limits) {
-                    Ok(Some(frame)) => inputs.push(CloudInput::Frame(frame)),
+                    Ok(Some(frame)) => {
+                        session.note_gaps(&frame);
+                        inputs.push(CloudInput::Frame(frame));
+                    }
                     Ok(None) => break,
                     Err(error) => {
                         broken = Some(error.to_string());
@@ -324,6 +354,19 @@ impl World {
                 let early = self.produce_for(at, id, session, (mirror, place), (ticket, offset), batch);
                 inputs.extend(early);
             }
+            CloudOutput::Skip { mirror, topic, partition, ticket, offset, count } => {
+                let place = (topic_number(&topic), partition);
+                let early = self.skip_for(at, id, session, (mirror, place), (ticket, offset), count);
+                inputs.extend(early);
+            }
+            CloudOutput::FastForward { mirror, topic, partition, ticket, from, to } => {
+                let entry = Entry { reason: Reason::Start, from, to };
+                self.tell_ledger(at, (id, mirror), (topic_number(&topic), partition), ticket, entry);
+            }
+            CloudOutput::RecordLoss { mirror, topic, partition, ticket, from, to } => {
+                let entry = Entry { reason: Reason::Loss, from, to };
+                self.tell_ledger(at, (id, mirror), (topic_number(&topic), partition), ticket, entry);
+            }
             CloudOutput::Event(event) => self.cloud_event(id, &event),
             CloudOutput::Close { code, reason } => {
                 self.trace(|| format!("gateway {at}: session {id} closes: {code:?} {reason}"));
@@ -335,6 +378,12 @@ impl World {
         }
     }
 
+    fn tell_ledger(&mut self, at: usize, (session, mirror): (u64, MirrorId), place: Place, ticket: u64, entry: Entry) {
+        let line = ToLedger { session, mirror: mirror.0, place, ticket, entry };
+        let wait = self.registry_delay();
+        self.gateway_after(at, wait, GatewayEvent::WriteLedger(line));
+    }
+
     fn cloud_event(&mut self, session: u64, event: &CloudEvent) {
         self.trace(|| format!("session {session}: {event:?}"));
         match event {
@@ -343,6 +392,8 @@ impl World {
             }
             CloudEvent::Rewound { .. } => self.ghost.count("rewound"),
             CloudEvent::Unverified { .. } => self.ghost.count("unverified"),
+            CloudEvent::Started { .. } => self.ghost.count("started where the source does"),
+            CloudEvent::LossSkipped { .. } => self.ghost.count("loss skipped"),
             CloudEvent::MirrorDiscovered { .. } => self.ghost.count("mirror made by a filter"),
             CloudEvent::MirrorPassedOver { topic, reason } => {
                 self.ghost.violated(Rule::Protocol, format!("{topic} passed over: {reason}"));
@@ -362,6 +413,7 @@ impl World {
             }
             Some(CloudBody::Position(position)) => {
                 if let Some(&topic) = session.topics.get(position.mirror as usize) {
+                    self.judge_position((topic, position.partition));
                     self.ghost.told((topic, position.partition), position.next_offset);
                 }
             }

@@ -6,28 +6,56 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use tombolo_proto::id::{Offset, Time};
 
-use crate::broker::{Intent, PartitionLog, Refusal};
+use crate::broker::{Coordinator, Intent, PartitionLog, Refusal};
 use crate::plan::LATE_MS;
 use crate::world::{Event, GatewayEvent, Place, World};
 
 /// Brokers of the cloud cluster.
 pub(crate) const BROKERS: usize = 3;
 
-/// A Produce of one batch.
+/// What a broker is asked for one partition.
 #[derive(Debug, Clone)]
-pub(crate) struct ProduceRequest {
+pub(crate) struct Request {
     pub(crate) session: u64,
     pub(crate) place: Place,
     pub(crate) mirror: u32,
     pub(crate) ticket: u64,
-    pub(crate) batch: Bytes,
     pub(crate) intent: Intent,
+    pub(crate) what: What,
 }
 
-/// The answer to a Produce.
+/// Kinds of requests.
+#[derive(Debug, Clone)]
+pub(crate) enum What {
+    /// A Produce of one batch.
+    Batch(Bytes),
+    /// The same, of a fast-forward.
+    Filler(Bytes),
+    /// `WriteTxnMarkers` of the link's producer id.
+    Markers { count: i64 },
+    /// `ListOffsets` of log end and high watermark, behind such markers.
+    Look,
+}
+
+impl Request {
+    /// Whether it appends, or may have appended, markers: which nothing deduplicates.
+    pub(crate) fn is_skip(&self) -> bool {
+        matches!(self.what, What::Markers { .. } | What::Look)
+    }
+}
+
+/// The answer to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
-    Appended { base_offset: Offset },
+    Appended {
+        base_offset: Offset,
+    },
+    /// No error: which says nothing of how many markers there are, where more than one was asked for.
+    Marked,
+    Offsets {
+        log_end: Offset,
+        high_watermark: Offset,
+    },
     NotLeader,
     TimedOut,
     Refused(Refusal),
@@ -39,7 +67,7 @@ pub(crate) enum ClusterEvent {
     /// A request reaches its broker.
     Arrive {
         connection: u64,
-        request: ProduceRequest,
+        request: Request,
     },
     /// A request has waited long enough for the high watermark.
     TimedOut {
@@ -71,8 +99,9 @@ pub(crate) enum ClusterEvent {
 
 #[derive(Debug)]
 struct Waiting {
-    request: ProduceRequest,
-    base_offset: Offset,
+    request: Request,
+    /// Once the high watermark is there.
+    answer: Answer,
     end: Offset,
     serial: u64,
 }
@@ -82,7 +111,7 @@ struct Connection {
     gateway: usize,
     process: u64,
     broker: usize,
-    queue: VecDeque<ProduceRequest>,
+    queue: VecDeque<Request>,
     waiting: Option<Waiting>,
     /// The client is gone: this many more requests are applied, and nothing is answered.
     late: Option<usize>,
@@ -109,6 +138,8 @@ pub(crate) struct Cluster {
     pub(crate) partitions: BTreeMap<Place, Hosted>,
     connections: BTreeMap<u64, Connection>,
     next_id: u64,
+    /// Markers of a request whose connection died before it was looked at: one of them may come after all, by whatever way.
+    strays: BTreeMap<Place, Intent>,
 }
 
 impl Cluster {
@@ -153,7 +184,7 @@ impl Cluster {
 
 impl World {
     /// Puts a request on the wire.
-    pub(crate) fn send_to_broker(&mut self, id: u64, request: ProduceRequest) {
+    pub(crate) fn send_to_broker(&mut self, id: u64, request: Request) {
         let delay = self.dice.millis(0, self.plan.broker_delay);
         let Some(connection) = self.cluster.connections.get_mut(&id) else {
             return;
@@ -220,32 +251,103 @@ impl World {
                 return;
             }
             if connection.late == Some(0) {
-                connection.queue.clear();
+                for lost in connection.queue.drain(..).filter(|lost| matches!(lost.what, What::Markers { .. })) {
+                    self.cluster.strays.insert(lost.place, lost.intent);
+                }
+                return;
             }
             let Some(request) = connection.queue.pop_front() else {
                 return;
             };
             if let Some(left) = &mut connection.late {
                 *left -= 1;
-                self.ghost.count("late request applied");
+                self.ghost.count(if request.is_skip() { "late markers applied" } else { "late request applied" });
             }
             let broker = connection.broker;
-            if let Some(answer) = self.produce(id, broker, &request) {
+            if let Some(answer) = self.serve(id, broker, &request) {
                 self.answer(id, &request, answer);
             }
         }
     }
 
-    /// One Produce. `None` where the answer has to wait for the high watermark.
-    fn produce(&mut self, connection: u64, broker: usize, request: &ProduceRequest) -> Option<Answer> {
-        let place = request.place;
-        let hosted = self.cluster.partitions.get_mut(&place)?;
-        // Twin: broker_refuses_writes_where_it_follows.
+    /// One request. `None` where the answer has to wait for the high watermark.
+    fn serve(&mut self, connection: u64, broker: usize, request: &Request) -> Option<Answer> {
+        let hosted = self.cluster.partitions.get(&request.place)?;
+        // Twins: broker_refuses_writes_where_it_follows, broker_refuses_markers_for_a_partition_it_has_not.
         if hosted.leader != Some(broker) {
             self.ghost.count("not leader");
             return Some(Answer::NotLeader);
         }
-        let accepted = match hosted.log.append(&request.batch, Some(request.intent)) {
+        match &request.what {
+            What::Batch(batch) | What::Filler(batch) => self.produce(connection, request, batch),
+            What::Markers { count } => self.write_markers(connection, request, *count),
+            What::Look => {
+                let (log_end, high_watermark) = (hosted.log.log_end(), hosted.log.high_watermark());
+                Some(Answer::Offsets { log_end, high_watermark })
+            }
+        }
+    }
+
+    /// `WriteTxnMarkers`. Each marker is appended on its own, and a failure of some may be hidden by the success of others:
+    /// their results are merged into one (`KafkaApis.handleWriteTxnMarkersRequest`).
+    /// Twin: `broker_appends_as_many_markers_as_one_request_holds`.
+    fn write_markers(&mut self, connection: u64, request: &Request, count: i64) -> Option<Answer> {
+        let (place, intent) = (request.place, request.intent);
+        let half_done = count > 1 && self.healed.is_none() && self.dice.chance(30);
+        let mut appended = if half_done { count / 2 } else { count };
+        if self.a_stray_comes(request, count) {
+            self.ghost.count("stray marker within the gap");
+            appended += 1;
+        }
+        let by = Coordinator { producer_id: Self::producer_id(), epoch: Self::coordinator_epoch(intent.term) };
+        let now_ms = self.wall_ms();
+        for _ in 0..appended {
+            let hosted = self.cluster.partitions.get_mut(&place)?;
+            if let Err(refusal) = hosted.log.mark(by, now_ms, intent) {
+                self.trace(|| format!("broker: {place:?} markers of {intent:?}: {refusal:?}"));
+                self.ghost.refused(refusal);
+                return Some(Answer::Refused(refusal));
+            }
+            self.appended(place, false);
+        }
+        self.trace(|| format!("broker: {place:?} {appended} markers of {count}, {intent:?}"));
+        self.replicate(place);
+        if half_done {
+            self.ghost.count("markers half done");
+            if self.dice.chance(500) {
+                return Some(Answer::NotLeader);
+            }
+        }
+        let end = self.cluster.partitions.get(&place)?.log.log_end();
+        self.when_replicated(connection, request, Answer::Marked, end)
+    }
+
+    /// Whether a marker of a request that died comes at last, where that is known to be harmless: within a gap of which
+    /// less is being written than is left.
+    fn a_stray_comes(&mut self, request: &Request, count: i64) -> bool {
+        let Some(stray) = self.cluster.strays.remove(&request.place) else { return false };
+        let left = self.gap_left(request.session, request.place, request.intent.offset);
+        stray == request.intent && left > count && self.dice.chance(500)
+    }
+
+    /// The answer, now or when the replicas in sync hold everything below `end`.
+    fn when_replicated(&mut self, connection: u64, request: &Request, answer: Answer, end: Offset) -> Option<Answer> {
+        if self.cluster.partitions.get(&request.place)?.log.high_watermark() >= end {
+            return Some(answer);
+        }
+        let serial = self.serial();
+        let at = self.cluster.connections.get_mut(&connection)?;
+        at.waiting = Some(Waiting { request: request.clone(), answer, end, serial });
+        let timed_out = ClusterEvent::TimedOut { connection, serial };
+        self.after(self.plan.produce_timeout, Event::Cluster(timed_out));
+        None
+    }
+
+    /// One Produce.
+    fn produce(&mut self, connection: u64, request: &Request, batch: &Bytes) -> Option<Answer> {
+        let place = request.place;
+        let hosted = self.cluster.partitions.get_mut(&place)?;
+        let accepted = match hosted.log.append(batch, Some(request.intent)) {
             Ok(accepted) => accepted,
             Err(refusal) => {
                 self.trace(|| format!("broker: {place:?} {:?}: {refusal:?}", request.intent));
@@ -257,20 +359,14 @@ impl World {
         if accepted.duplicate {
             self.ghost.count("duplicate answered");
         } else {
+            if accepted.marker_only {
+                self.ghost.count("marker-only producer entry");
+            }
             self.appended(place, accepted.unknown_producer);
             self.replicate(place);
         }
-        let base_offset = accepted.base_offset;
-        let high_watermark = self.cluster.partitions.get(&place)?.log.high_watermark();
-        if high_watermark >= accepted.next_offset {
-            return Some(Answer::Appended { base_offset });
-        }
-        let serial = self.serial();
-        let at = self.cluster.connections.get_mut(&connection)?;
-        at.waiting = Some(Waiting { request: request.clone(), base_offset, end: accepted.next_offset, serial });
-        let timed_out = ClusterEvent::TimedOut { connection, serial };
-        self.after(self.plan.produce_timeout, Event::Cluster(timed_out));
-        None
+        let answer = Answer::Appended { base_offset: accepted.base_offset };
+        self.when_replicated(connection, request, answer, accepted.next_offset)
     }
 
     /// Lets the followers fetch what is new.
@@ -300,13 +396,12 @@ impl World {
             }
         }
         for (id, waiting) in released {
-            let base_offset = waiting.base_offset;
-            self.answer(id, &waiting.request, answer.unwrap_or(Answer::Appended { base_offset }));
+            self.answer(id, &waiting.request, answer.unwrap_or(waiting.answer));
             self.work_off(id);
         }
     }
 
-    fn answer(&mut self, id: u64, request: &ProduceRequest, answer: Answer) {
+    fn answer(&mut self, id: u64, request: &Request, answer: Answer) {
         let delay = self.dice.millis(0, self.plan.broker_delay);
         let Some(connection) = self.cluster.connections.get_mut(&id) else {
             return;

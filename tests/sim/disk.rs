@@ -23,7 +23,7 @@ pub(crate) enum Command {
     Load { topic: TopicName, partition: Partition, ticket: u64, offset: Offset, max_bytes: usize },
     Trim { confirmed: Vec<(TopicName, Partition, Offset)> },
     Discard { partitions: Vec<(TopicName, Partition)> },
-    Compare { place: Place, ticket: u64, tail: Vec<TailBatch>, next_offset: Offset },
+    Compare { place: Place, ticket: u64, tail: Vec<TailBatch>, next_offset: Offset, compacted: bool },
     Save(Checkpoint),
 }
 
@@ -218,8 +218,8 @@ impl World {
             }
             Command::Trim { confirmed } => self.trim(&confirmed),
             Command::Discard { partitions } => self.discard(&partitions),
-            Command::Compare { place, ticket, tail, next_offset } => {
-                self.compare_with_journal(place, ticket, tail, next_offset);
+            Command::Compare { place, ticket, tail, next_offset, compacted } => {
+                self.compare_with_journal(place, ticket, tail, next_offset, compacted);
             }
             Command::Save(checkpoint) => {
                 if let Some(disk) = &mut self.disk {
@@ -338,16 +338,23 @@ impl World {
         disk.found.discard(&goes).expect("it works");
     }
 
-    fn compare_with_journal(&mut self, place: Place, ticket: u64, tail: Vec<TailBatch>, next_offset: Offset) {
+    fn compare_with_journal(
+        &mut self,
+        place: Place,
+        ticket: u64,
+        tail: Vec<TailBatch>,
+        next_offset: Offset,
+        compacted: bool,
+    ) {
         let Some(disk) = &mut self.disk else { return };
         let topic = source_topic(place.0);
         let journal = (!disk.failed).then_some(&mut disk.journal);
         let verdict = journal.and_then(|journal| {
-            crate::evidence::compare(journal, &topic, place.1, &tail, next_offset).expect("it works")
+            crate::evidence::compare(journal, &topic, place.1, &tail, next_offset, compacted).expect("it works")
         });
         let Some(verdict) = verdict else {
             let wait = self.dice.millis(1, 200);
-            return self.agent_after(wait, AgentEvent::Compare { place, ticket, tail, next_offset });
+            return self.agent_after(wait, AgentEvent::Compare { place, ticket, tail, next_offset, compacted });
         };
         self.ghost.count("tail compared from the journal");
         self.tell_agent(EdgeInput::TailCompared { topic, partition: place.1, ticket, verdict });

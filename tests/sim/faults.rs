@@ -2,6 +2,8 @@
 
 mod outage;
 
+pub(crate) use outage::MAX_NEW_TOPICS;
+
 use tombolo_proto::failure::FailureCode;
 use tombolo_proto::id::{Offset, Time};
 use tombolo_proto::testing::BatchBuilder;
@@ -71,9 +73,12 @@ impl World {
                     }
                 }
             }
-            Fault::SourceLeader | Fault::SourceGone | Fault::Retention | Fault::TruncateSource | Fault::Overrun => {
-                self.trouble_source(fault);
-            }
+            Fault::SourceLeader
+            | Fault::SourceGone
+            | Fault::Retention
+            | Fault::Compact
+            | Fault::TruncateSource
+            | Fault::Overrun => self.trouble_source(fault),
             Fault::PauseMirror | Fault::AddMirror | Fault::GrowTopic => self.operate(fault),
             Fault::ForeignWrite => self.write_foreign(),
             Fault::RecreateTopic => {
@@ -200,16 +205,25 @@ impl World {
             }
             Fault::Retention => {
                 let from = source.border_between(&mut self.dice, source.log_start(), deletable);
-                source.retain_from(from.min(deletable));
+                let within = self.dice.chance(200);
+                let less = if within { i64::try_from(self.dice.below(3)).expect("small") } else { 0 };
+                source.retain_from(from.min(deletable) - less, within);
                 if source.log_start() > confirmed {
                     self.ghost.count("deleted at the source what only the journal had");
                 }
             }
             Fault::Overrun => {
-                let from = source.border_between(&mut self.dice, confirmed, source.high_watermark());
-                source.retain_from(from);
-                let codes = [FailureCode::SourceDataLost, FailureCode::LogStartAboveZero];
-                self.ghost.excuse(place.0, &codes);
+                let from = source.border_between(&mut self.dice, confirmed, source.last_stable());
+                let within = self.dice.chance(200);
+                source.retain_from(from - i64::from(within), within);
+                self.ghost.excuse(place.0, &[FailureCode::SourceDataLost]);
+            }
+            Fault::Compact => {
+                let compacted = self.plan.topics.get(&place.0).is_some_and(|topic| topic.compacted);
+                if compacted && source.compact(&mut self.dice) {
+                    self.ghost.count("compacted at the source");
+                    self.trace(|| format!("the source compacts {place:?}"));
+                }
             }
             Fault::TruncateSource if source.lose_tail(&mut self.dice) => {
                 let codes = [FailureCode::UnexpectedTruncation, FailureCode::Diverged];
@@ -236,7 +250,7 @@ impl World {
                 let partitions = self.source.keys().filter(|place| place.0 == topic).count();
                 if partitions < 6 {
                     let next = i32::try_from(partitions).expect("small");
-                    self.add_partition((topic, next), 0);
+                    self.add_partition((topic, next), 0, false);
                     self.source_changed(topic);
                 }
             }
@@ -288,8 +302,8 @@ impl World {
             return;
         };
         source.replicated();
-        for batch in source.batches().iter().take(count) {
-            hosted.log.append(&Self::stamped(batch), None).expect("in sequence from the log's start");
+        for entry in source.first_entries(count) {
+            Self::mirror_entry(&mut hosted.log, &entry);
         }
         let end = hosted.log.log_end();
         hosted.log.replicated(end);
@@ -323,8 +337,15 @@ impl World {
             self.source_changed(topic);
         }
         let places: Vec<_> = self.source.keys().copied().collect();
+        let now_ms = self.wall_ms();
         for place in places {
+            if let Some(source) = self.source.get_mut(&place) {
+                source.end_all(&mut self.dice, now_ms);
+            }
             self.append_at_source(place, None);
+            if let Some(source) = self.source.get_mut(&place) {
+                source.end_all(&mut self.dice, now_ms);
+            }
             self.at(self.now, Event::SourceReplicated(place));
             self.at(self.now, Event::Cluster(ClusterEvent::EnoughReplicas { place }));
             if self.plan.stalled != Some(place) {

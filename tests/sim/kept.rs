@@ -7,7 +7,6 @@ use tombolo_proto::failure::FailureCode;
 use tombolo_proto::id::Offset;
 
 use crate::properties::Rule;
-use crate::source::Mark;
 use crate::world::{Place, World, source_topic, topic_number};
 
 /// What is known of each partition.
@@ -55,6 +54,12 @@ impl Kept {
         self.places.remove(&place);
     }
 
+    /// Whether the journal owes any of a range.
+    pub(crate) fn owes(&self, place: Place, (from, to): (Offset, Offset)) -> bool {
+        let left = self.places.get(&place).and_then(Owed::left);
+        left.is_some_and(|(first, next)| first < to && from < next)
+    }
+
     /// End of what the cloud or the journal has, from `confirmed` on.
     pub(crate) fn safe(&self, place: Place, confirmed: Offset) -> Offset {
         let range = self.places.get(&place).and_then(|owed| owed.range);
@@ -86,9 +91,8 @@ impl World {
     }
 
     fn is_of_newest_topic(&self, place: Place, first: Offset) -> bool {
-        let marks = self.source.get(&place).and_then(|source| source.histories().last());
-        let known = |marks: &Vec<Mark>| marks.binary_search_by_key(&first, |mark| mark.base_offset).is_ok();
-        marks.is_some_and(known)
+        let newest = self.source.get(&place).and_then(|source| source.histories().last());
+        newest.is_some_and(|history| history.begins_at(first))
     }
 
     /// Everything owed must be there.
@@ -126,7 +130,7 @@ impl World {
             let safe = self.ghost.kept.safe(place, confirmed);
             if self.source.get(&place).is_some_and(|source| source.log_start() > safe) {
                 self.ghost.count("lost with the disk");
-                self.ghost.excuse(place.0, &[FailureCode::SourceDataLost, FailureCode::LogStartAboveZero]);
+                self.ghost.excuse(place.0, &[FailureCode::SourceDataLost]);
             }
         }
     }

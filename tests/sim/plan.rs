@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use tombolo_proto::cloud::{DEFAULT_MAX_GAP, OnLoss};
 use tombolo_proto::failure::FailureCode;
 use tombolo_proto::id::{Offset, Time};
 
@@ -42,6 +43,8 @@ pub(crate) enum Fault {
     SourceLeader,
     SourceGone,
     Retention,
+    /// The source's cleaner works.
+    Compact,
     PauseMirror,
     AddMirror,
     GrowTopic,
@@ -72,7 +75,7 @@ pub(crate) enum Fault {
 }
 
 /// Every fault that a mirror must get over.
-const SURVIVABLE: [Fault; 20] = [
+const SURVIVABLE: [Fault; 21] = [
     Fault::CutLink,
     Fault::DarkLink,
     Fault::KillAgent,
@@ -90,6 +93,7 @@ const SURVIVABLE: [Fault; 20] = [
     Fault::SourceLeader,
     Fault::SourceGone,
     Fault::Retention,
+    Fault::Compact,
     Fault::PauseMirror,
     Fault::AddMirror,
     Fault::GrowTopic,
@@ -107,37 +111,24 @@ const WITH_JOURNAL: [Fault; 8] = [
     Fault::OldBackup,
 ];
 
-/// Faults that stop the mirrors they meet.
+/// Faults that stop the mirrors they meet; an overrun only where losses are not skipped.
 const FATAL: [Fault; 4] = [Fault::ForeignWrite, Fault::TruncateSource, Fault::Overrun, Fault::RecreateTopic];
 
 /// A batch the source should not hold, or the cloud not take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OddBatch {
     Corrupt,
-    Transactional,
-    Thinned,
-    LogAppendTime,
     TooLargeForFrame,
     TooLargeForCloud,
 }
 
 impl OddBatch {
-    const ALL: [Self; 6] = [
-        Self::Corrupt,
-        Self::Transactional,
-        Self::Thinned,
-        Self::LogAppendTime,
-        Self::TooLargeForFrame,
-        Self::TooLargeForCloud,
-    ];
+    const ALL: [Self; 3] = [Self::Corrupt, Self::TooLargeForFrame, Self::TooLargeForCloud];
 
     /// What the mirror stops with.
     pub(crate) fn code(self) -> FailureCode {
         match self {
             Self::Corrupt => FailureCode::CorruptSourceBatch,
-            Self::Transactional => FailureCode::UnsupportedTransaction,
-            Self::Thinned => FailureCode::UnsupportedGap,
-            Self::LogAppendTime => FailureCode::UnsupportedLogAppendTime,
             Self::TooLargeForFrame => FailureCode::BatchTooLarge,
             Self::TooLargeForCloud => FailureCode::CloudRefused,
         }
@@ -146,11 +137,18 @@ impl OddBatch {
 
 /// What a topic is made of.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a choice of its own, not a state")]
 pub(crate) struct TopicPlan {
     pub(crate) partitions: i32,
     /// Where both logs begin: the source's retention has removed what is below, the mirror holds it up to some batches
     /// above. 0 is an empty mirror.
     pub(crate) begin: Offset,
+    /// The mirror is empty all the same, and has to be made to start there.
+    pub(crate) late: bool,
+    /// Of a thousand batches, those of transactions.
+    pub(crate) transactional: usize,
+    /// The source's cleaner takes records away.
+    pub(crate) compacted: bool,
     /// Age of the records, in milliseconds.
     pub(crate) age_ms: i64,
     /// Mean time between two batches of a partition.
@@ -208,6 +206,9 @@ pub(crate) struct Plan {
     /// with requests unanswered. Where it does not wait, late requests meet resent ones, which is harmless as long as the
     /// broker remembers the producer; so records are young there.
     pub(crate) careful: bool,
+    /// Offsets without records that a session may skip.
+    pub(crate) max_gap: i64,
+    pub(crate) on_loss: OnLoss,
     /// A partition of the cloud whose followers stand still until all others are equal.
     pub(crate) stalled: Option<Place>,
     /// How long faults are injected.
@@ -256,11 +257,19 @@ impl Plan {
         if dice.chance(100) {
             plan.stalled = Some((0, 0));
         }
-        match dice.below(16) {
+        if dice.chance(400) {
+            plan.on_loss = OnLoss::Skip;
+        }
+        if dice.chance(30) {
+            plan.max_gap = i64::try_from(dice.between(1, 300)).expect("small");
+        }
+        match dice.below(18) {
             0 => plan.takeovers(dice),
             1 => plan.rewrites(dice),
             2 => plan.recreations(dice),
             3 => plan.outages(dice),
+            4 => plan.holes(dice),
+            5 => plan.losses(dice),
             _ => {}
         }
         plan.keep_apart();
@@ -334,6 +343,52 @@ impl Plan {
         self.spill_delay = dice.millis(200, 1_000);
     }
 
+    /// Logs with more gaps than records, over a cluster whose connections die: markers are in doubt all the time.
+    fn holes(&mut self, dice: &mut Dice) {
+        let kept = [
+            Fault::CutLink,
+            Fault::KillGateway,
+            Fault::KillBroker,
+            Fault::MoveLeader,
+            Fault::LoseTail,
+            Fault::ShortOfReplicas,
+            Fault::StalledReplicas,
+            Fault::ForgetProducers,
+            Fault::SourceLeader,
+        ];
+        self.faults.retain(|fault, _| kept.contains(fault));
+        self.faults.insert(Fault::CutBroker, dice.millis(300, 2_000));
+        self.faults.insert(Fault::Compact, dice.millis(300, 1_500));
+        for topic in self.topics.values_mut() {
+            topic.transactional = 700;
+            topic.compacted = dice.chance(700);
+            topic.pace = dice.millis(30, 200);
+        }
+    }
+
+    /// Sources that delete what is not mirrored yet, and mirrors that go on all the same.
+    fn losses(&mut self, dice: &mut Dice) {
+        self.on_loss = OnLoss::Skip;
+        let kept = [
+            Fault::CutLink,
+            Fault::DarkLink,
+            Fault::KillGateway,
+            Fault::KillAgent,
+            Fault::CutBroker,
+            Fault::KillBroker,
+            Fault::SlowRegistry,
+            Fault::FailedReads,
+            Fault::PauseMirror,
+            Fault::Compact,
+        ];
+        self.faults.retain(|fault, _| kept.contains(fault));
+        self.faults.insert(Fault::Overrun, dice.millis(500, 4_000));
+        for topic in self.topics.values_mut() {
+            topic.victim = true;
+            topic.late = true;
+        }
+    }
+
     /// An hour in which nothing goes wrong, on a link that carries what the source writes: every batch can be confirmed
     /// within the spill delay.
     pub(crate) fn healthy_hour(dice: &mut Dice) -> Self {
@@ -341,6 +396,8 @@ impl Plan {
         let begin = if dice.chance(500) { 1_000 } else { 0 };
         let plain =
             TopicPlan { partitions: 3, begin, pace: Time::from_millis(400), odd: None, known: true, ..topic(dice, 0) };
+        // A gap of a transaction that is open for long would be waited for.
+        let plain = TopicPlan { late: false, transactional: 0, ..plain };
         plan.topics = BTreeMap::from([(0, plain)]);
         plan.spill_delay = Time::from_secs(2);
         // Memory enough that no partition waits for room: what does is spilled earlier.
@@ -377,6 +434,8 @@ impl Plan {
             settle: network + produce_timeout * depth,
             expiration_ms: EXPIRATION_MS,
             careful: true,
+            max_gap: DEFAULT_MAX_GAP,
+            on_loss: OnLoss::Halt,
             stalled: None,
             trouble: dice.millis(20_000, 60_000),
             bug: None,
@@ -422,7 +481,7 @@ fn disk(dice: &mut Dice) -> DiskPlan {
 
 /// A topic that appears while the world runs.
 pub(crate) fn new_topic(dice: &mut Dice, number: usize) -> TopicPlan {
-    TopicPlan { begin: 0, odd: None, victim: false, ..topic(dice, number) }
+    TopicPlan { begin: 0, late: false, odd: None, victim: false, ..topic(dice, number) }
 }
 
 fn topic(dice: &mut Dice, number: usize) -> TopicPlan {
@@ -436,9 +495,12 @@ fn topic(dice: &mut Dice, number: usize) -> TopicPlan {
     TopicPlan {
         partitions: i32::try_from(dice.between(1, 4)).expect("small"),
         begin,
+        late: dice.chance(400),
+        transactional: dice.pick(&[0, 0, 100, 600]).unwrap_or(0),
+        compacted: dice.chance(300),
         age_ms: if old { 7 * EXPIRATION_MS } else { 0 },
         pace: dice.millis(30, 900),
-        payload: dice.between(10, 1_800),
+        payload: dice.between(30, 1_800),
         odd: dice.chance(60).then(|| dice.pick(&OddBatch::ALL)).flatten(),
         victim: dice.chance(500),
         known: number == 0 || dice.chance(800),

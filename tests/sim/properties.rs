@@ -4,20 +4,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tombolo_proto::cloud::OnLoss;
 use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::id::Offset;
 
-use crate::broker::{PartitionLog, Refusal};
+use crate::broker::{Refusal, Stored};
+use crate::cloud::{Entry, Reason};
 use crate::kept::Kept;
 use crate::plan::{OddBatch, Plan};
-use crate::source::Mark;
+use crate::source::{History, Mark};
 use crate::world::{Place, World, source_topic};
 
 /// The promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rule {
-    /// I1, I3, I7: the mirror is a prefix of the source, batch for batch, at every append.
+    /// I1, I3, I7: the mirror is a prefix of the source, batch for batch and gap for gap, at every append. It holds nothing
+    /// only where the source has no committed record, or the ledger says that it is lost.
     Prefix,
+    /// A mirror is made to start where its source does, not beyond, and shows nothing of how.
+    Start,
+    /// The ledger says what is true.
+    Ledger,
     /// I2: what is confirmed is behind the high watermark.
     Confirmed,
     /// I3: nothing is sent behind a batch that ended up elsewhere.
@@ -48,7 +55,23 @@ pub(crate) struct Violation {
 }
 
 /// Things that some seed among the default ones must have met, or the simulation does not test what it says.
-pub(crate) const SOMETIMES: [&str; 60] = [
+pub(crate) const SOMETIMES: [&str; 76] = [
+    "gap limit reached",
+    "skip",
+    "skip in doubt",
+    "skip of more than one request",
+    "markers half done",
+    "late markers applied",
+    "stray marker within the gap",
+    "marker-only producer entry",
+    "waited for markers in doubt",
+    "gap taken up within",
+    "source starts above the position",
+    "fast-forward",
+    "fast-forward killed half way",
+    "started where the source does",
+    "loss skipped",
+    "compacted at the source",
     "duplicate answered",
     "sequence refused",
     "too few replicas",
@@ -198,6 +221,9 @@ impl Ghost {
             Refusal::InvalidRecord
             | Refusal::CorruptMessage
             | Refusal::MessageTooLarge
+            | Refusal::OffsetOutOfRange
+            // Only a lease that does not hold lets a marker of an older term come after one of a newer.
+            | Refusal::CoordinatorFenced
             | Refusal::InvalidProducerEpoch => {}
         }
     }
@@ -233,15 +259,9 @@ impl Ghost {
     }
 }
 
-fn marks(log: &PartitionLog) -> Vec<Mark> {
-    log.batches()
-        .iter()
-        .map(|stored| Mark {
-            base_offset: stored.batch.base_offset(),
-            next_offset: stored.batch.next_offset(),
-            crc: stored.crc,
-        })
-        .collect()
+fn mark_of(stored: &Stored) -> Mark {
+    let (base_offset, next_offset) = (stored.batch.base_offset(), stored.batch.next_offset());
+    Mark { base_offset, next_offset, crc: stored.crc }
 }
 
 impl World {
@@ -264,10 +284,13 @@ impl World {
         if i64::from(batch.base_sequence()) + i64::from(batch.last_offset_delta()) >= i64::from(i32::MAX) {
             *self.ghost.counters.entry("sequence wrapped").or_default() += 1;
         }
-        let mark = Mark::of(batch);
-        for (agrees, history) in ghost.agrees.iter_mut().zip(source.histories()) {
-            let found = history.binary_search_by_key(&mark.base_offset, |known| known.base_offset);
-            *agrees &= found.is_ok_and(|at| history.get(at) == Some(&mark));
+        let (mark, intent_term) = (mark_of(stored), intent.term.0);
+        let agrees: Vec<bool> =
+            source.histories().iter().map(|history| self.may_hold(place, history, stored)).collect();
+        let is_data = !stored.is_marker() && !stored.is_filler();
+        let ghost = self.ghost.places.entry(place).or_default();
+        for (so_far, agrees) in ghost.agrees.iter_mut().zip(agrees) {
+            *so_far &= agrees;
         }
         let newest = ghost.newest_term;
         ghost.newest_term = newest.max(intent.term.0);
@@ -275,16 +298,21 @@ impl World {
         let shifted = ghost.foreign.is_some();
         let prefix = ghost.agrees.contains(&true);
         let is_new = ghost.agrees.last() == Some(&true);
-        // A lost disk, a topic made anew, and retention over all that the two had in common: only the topic's id would tell,
-        // and the cloud does not keep it yet. The status says "unverified".
-        let is_blind = self.remade.contains_key(&place.0) && self.ghost.unverified.contains(&place);
+        // A transaction that had to end again is what it was, by now.
+        let misfits = if prefix { Vec::new() } else { self.first_misfits(place) };
+        if !prefix && misfits.contains(&None) {
+            return self.judge_anew(place);
+        }
+        let is_blind = self.is_blind(place);
         if !prefix && !shifted && is_blind {
             self.trace(|| format!("another topic's records behind an unverified tail at {place:?}"));
         } else if !prefix && !shifted {
-            let text = format!("{place:?}: {mark:?} meant for {intent:?} is not what the source holds there");
+            let text = format!(
+                "{place:?}: {mark:?} meant for {intent:?} is not what the source holds there; misfits {misfits:?}"
+            );
             self.ghost.violated(Rule::Prefix, text);
         }
-        if self.remade.contains_key(&place.0) && prefix {
+        if self.remade.contains_key(&place.0) && prefix && is_data {
             let adopted = is_new && self.ghost.mirror_is_remade(place.0);
             self.ghost.count(if adopted {
                 "new topic adopted by a new mirror"
@@ -292,9 +320,93 @@ impl World {
                 "old topic shipped to the old mirror"
             });
         }
-        if intent.term.0 < newest {
+        if intent_term < newest {
             let text = format!("{place:?}: {intent:?} appends {mark:?} after term {newest} did");
             self.ghost.violated(Rule::Term, text);
+        }
+    }
+
+    /// Whether a mirror may hold a batch, if its source's log is that one.
+    fn may_hold(&self, place: Place, history: &History, stored: &Stored) -> bool {
+        let (first, next) = (stored.batch.base_offset(), stored.batch.next_offset());
+        if stored.is_marker() {
+            history.is_nothing(first) || self.registry.covers(place, Reason::Loss, (first, next))
+        } else if stored.is_filler() {
+            self.registry.covers(place, Reason::Start, (first, next))
+        } else {
+            history.has(mark_of(stored))
+        }
+    }
+
+    /// Whether nobody could have seen that the source's log is another: the disk is lost, and the topic made anew after
+    /// retention went over all that the two had in common (only the topic's id would tell, and the cloud does not keep it
+    /// yet), or its end written anew and compacted to less than the mirror has. The status says "unverified".
+    fn is_blind(&self, place: Place) -> bool {
+        let is_another = self.source.get(&place).is_some_and(|source| source.histories().len() > 1);
+        let compacted = self.plan.topics.get(&place.0).is_some_and(|topic| topic.compacted);
+        let is_other = self.remade.contains_key(&place.0) || (is_another && compacted);
+        is_other && self.ghost.unverified.contains(&place)
+    }
+
+    /// Of each history of the source, the first batch or marker of the mirror that it does not hold.
+    fn first_misfits(&self, place: Place) -> Vec<Option<Mark>> {
+        let (Some(hosted), Some(source)) = (self.cluster.partitions.get(&place), self.source.get(&place)) else {
+            return Vec::new();
+        };
+        let misfit = |history| {
+            let found = hosted.log.batches().iter().find(|stored| !self.may_hold(place, history, stored));
+            found.map(mark_of)
+        };
+        source.histories().iter().map(misfit).collect()
+    }
+
+    /// The log of a mirror's partition begins elsewhere.
+    pub(crate) fn judge_start(&mut self, place: Place, before: &[Stored]) {
+        let (Some(hosted), Some(source)) = (self.cluster.partitions.get(&place), self.source.get(&place)) else {
+            return;
+        };
+        let (start, at_source) = (hosted.log.log_start(), source.log_start());
+        let deleted = before.iter().find(|stored| {
+            let is_filler = stored.is_filler() || stored.is_marker();
+            stored.batch.base_offset() < start && !is_filler
+        });
+        // Of a topic made anew, the old start is of another log.
+        let beyond = start > at_source && !self.remade.contains_key(&place.0);
+        if beyond || deleted.is_some() {
+            let text = format!("{place:?} begins at {start}, its source at {at_source}; deleted: {deleted:?}");
+            self.ghost.violated(Rule::Start, text);
+        }
+    }
+
+    /// The agent is told where a mirror ends, and consumers may read up to there.
+    pub(crate) fn judge_position(&mut self, place: Place) {
+        let Some(hosted) = self.cluster.partitions.get(&place) else { return };
+        let shown = hosted.log.batches().iter().find(|stored| stored.is_filler());
+        if let Some(shown) = shown {
+            let text = format!("{place:?} shows filler: {shown:?}");
+            self.ghost.violated(Rule::Start, text);
+        }
+    }
+
+    /// A line was written into a partition's ledger.
+    pub(crate) fn judge_ledger(&mut self, place: Place, entry: Entry) {
+        let Some(source) = self.source.get(&place) else { return };
+        let at_source = source.log_start();
+        // Of a topic made anew, the old start is of another log.
+        if entry.to > at_source && !self.remade.contains_key(&place.0) {
+            let text = format!("{place:?}: {entry:?}, but the source has everything from {at_source} on");
+            self.ghost.violated(Rule::Ledger, text);
+        }
+        if entry.reason == Reason::Start {
+            return;
+        }
+        if self.ghost.kept.owes(place, (entry.from, entry.to)) {
+            let text = format!("{place:?}: {entry:?}, but the journal has some of it");
+            self.ghost.violated(Rule::Kept, text);
+        }
+        // What the cloud had and lost, a journal that was trimmed may show again after trouble with its disk.
+        if self.ghost.place(place).lost_tails > 0 {
+            self.ghost.excuse(place.0, &[FailureCode::Diverged]);
         }
     }
 
@@ -309,7 +421,7 @@ impl World {
         ghost.foreign = ghost.foreign.filter(|&(start, _)| start < end).map(|(start, next)| (start, next.min(end)));
         // What it had confirmed the source may have deleted, or delete before it is asked for it again.
         if gone || lost {
-            self.ghost.excuse(place.0, &[FailureCode::SourceDataLost, FailureCode::LogStartAboveZero]);
+            self.ghost.excuse(place.0, &[FailureCode::SourceDataLost]);
         }
         self.judge_anew(place);
     }
@@ -319,9 +431,11 @@ impl World {
         let (Some(hosted), Some(source)) = (self.cluster.partitions.get(&place), self.source.get(&place)) else {
             return;
         };
-        let mirror = marks(&hosted.log);
-        let begins = |history: &Vec<Mark>| history.get(..mirror.len()) == Some(&mirror);
-        let agrees = source.histories().iter().map(begins).collect();
+        let agrees = source
+            .histories()
+            .iter()
+            .map(|history| hosted.log.batches().iter().all(|stored| self.may_hold(place, history, stored)))
+            .collect();
         self.ghost.place(place).agrees = agrees;
     }
 
@@ -365,7 +479,12 @@ impl World {
             FailureCode::ForeignWrite => self.judge_extent(topic, failure),
             FailureCode::SourceTopicIdChanged => self.ghost.count("old mirror failed for the new topic"),
             FailureCode::UnexpectedTruncation | FailureCode::Diverged => self.ghost.count("source truncation found"),
-            FailureCode::SourceDataLost | FailureCode::LogStartAboveZero => self.ghost.count("lost at the source"),
+            FailureCode::SourceDataLost if self.plan.on_loss == OnLoss::Skip => {
+                let text = format!("topic {topic}: {failure}, but losses are to be skipped");
+                self.ghost.violated(Rule::FailStop, text);
+            }
+            FailureCode::SourceDataLost => self.ghost.count("lost at the source"),
+            FailureCode::GapLimit => self.ghost.count("gap limit reached"),
             code if Some(code) == odd => self.ghost.count("odd batch found"),
             _ => {}
         }
@@ -378,7 +497,10 @@ impl World {
             .partition
             .and_then(|partition| self.ghost.places.get(&(topic, partition)))
             .and_then(|ghost| ghost.foreign);
-        if told != done {
+        // Written within a gap, it is taken for markers as far as the gap has room: what is told is by how much it has not.
+        let overshoots =
+            told.zip(done).is_some_and(|(told, done)| told.0 >= done.0 && told.1 - told.0 <= done.1 - done.0);
+        if told != done && !overshoots {
             let text = format!("topic {topic}: {failure}, but {done:?} was written");
             self.ghost.violated(Rule::Extent, text);
         }
@@ -422,8 +544,7 @@ impl World {
         places.into_iter().find_map(|place| {
             // What was read before the source failed goes to the cloud first, for as long as that takes.
             let waits = stalled.is_some_and(|stalled| stalled.0 == place.0 && self.ghost.is_excused(place.0));
-            let is_blind = self.remade.contains_key(&place.0) && self.ghost.unverified.contains(&place);
-            if Some(place) == stalled || waits || is_blind || self.is_equal(place) {
+            if Some(place) == stalled || waits || self.is_blind(place) || self.is_equal(place) {
                 return None;
             }
             let excused = self.ghost.is_excused(place.0);
@@ -445,7 +566,9 @@ impl World {
             let partition = usize::try_from(place.1).ok().and_then(|at| mirror.partitions.get(at));
             mirror.topic == source_topic(place.0) && partition.is_some_and(|at| at.confirmed == Some(end))
         });
-        told && source.histories().last() == Some(&marks(&hosted.log))
+        let newest = source.histories().last();
+        let all_are = |history| hosted.log.batches().iter().all(|stored| self.may_hold(place, history, stored));
+        told && newest.is_some_and(all_are)
     }
 
     /// Whether both ends hold a mirror FAILED.

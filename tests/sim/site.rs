@@ -8,13 +8,16 @@ mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::{Bytes, BytesMut};
-use tombolo_proto::batch::Batch;
+use bytes::BytesMut;
+use tombolo_proto::batch::Stamp;
 use tombolo_proto::edge::{EdgeConfig, EdgeEvent, EdgeInput, EdgeLink, EdgeOutput, EdgeStatus, Outgoing, OutgoingBody};
-use tombolo_proto::id::{Offset, Time, TopicName};
+use tombolo_proto::frame::Entry;
+use tombolo_proto::id::{Offset, Term, Time, TopicName};
+use tombolo_proto::mirror::advance;
 use tombolo_proto::pattern::TopicPattern;
 use tombolo_proto::wire::{CloseCode, CloudBody, CloudMessage, ControlDecoder, EdgeBody, Position, TailBatch, encode};
 
+use crate::broker::{Coordinator, Intent, PartitionLog};
 use crate::bugs::Bug;
 use crate::carrier::Flow;
 use crate::disk::{Command, Disk};
@@ -25,8 +28,6 @@ use crate::world::{Event, GatewayEvent, Place, World, source_topic, topic_number
 
 /// Bytes of data handed to the link beyond what has arrived.
 const LINK_BACKLOG: usize = 24_000;
-/// A frame's entry takes one byte beyond its batch.
-const ENTRY_OVERHEAD: usize = 1;
 /// What changes with every confirm is kept this often.
 const CHECKPOINT_EVERY: Time = Time::from_secs(30);
 
@@ -50,6 +51,7 @@ pub(crate) enum AgentEvent {
         ticket: u64,
         tail: Vec<TailBatch>,
         next_offset: Offset,
+        compacted: bool,
     },
     FetchDue {
         place: Place,
@@ -167,7 +169,9 @@ impl World {
             }
             AgentEvent::Discovered { topic } => self.discovered(topic),
             AgentEvent::Searched => self.searched(),
-            AgentEvent::Compare { place, ticket, tail, next_offset } => self.compare(place, ticket, tail, next_offset),
+            AgentEvent::Compare { place, ticket, tail, next_offset, compacted } => {
+                self.compare(place, ticket, tail, next_offset, compacted);
+            }
             AgentEvent::FetchDue { place, fetch } => self.fetch_due(place, fetch),
             AgentEvent::FetchArrives { place, fetch, fetched } => self.fetch_arrives(place, fetch, fetched),
             AgentEvent::DiskDone => self.disk_done(),
@@ -360,13 +364,13 @@ impl World {
                 self.agent.watched.remove(&topic);
                 self.agent.fetchers.retain(|place, _| place.0 != topic);
             }
-            EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset } => {
+            EdgeOutput::CompareTail { topic, partition, ticket, tail, next_offset, compacted } => {
                 let place = (topic_number(&topic), partition);
                 if self.disk.is_some() {
-                    return self.tell_disk(Command::Compare { place, ticket, tail, next_offset });
+                    return self.tell_disk(Command::Compare { place, ticket, tail, next_offset, compacted });
                 }
                 let wait = self.dice.millis(1, 200);
-                let event = AgentEvent::Compare { place, ticket, tail, next_offset };
+                let event = AgentEvent::Compare { place, ticket, tail, next_offset, compacted };
                 self.agent_after(wait, event);
             }
             EdgeOutput::Watch { filters } => {
@@ -446,6 +450,10 @@ impl World {
             return;
         };
         self.ghost.kept.position(place, position.next_offset);
+        let newest = self.source.get(&place).and_then(|source| source.histories().last());
+        if newest.is_some_and(|history| history.is_within_gap(position.next_offset)) {
+            self.ghost.count("gap taken up within");
+        }
         let mirror = status.mirrors.iter().find(|mirror| mirror.topic == source_topic(place.0));
         let partition = usize::try_from(place.1).ok().and_then(|at| mirror?.partitions.get(at));
         let Some((first, next)) = partition.and_then(|partition| partition.journal) else { return };
@@ -539,9 +547,24 @@ impl World {
         self.agent_after(Time::ZERO, AgentEvent::Dial);
     }
 
-    /// Bytes of a batch as the gateway would send it, with the next sequence.
-    pub(crate) fn stamped(batch: &Batch) -> Bytes {
-        let sequence = i32::try_from(batch.base_offset() & i64::from(i32::MAX)).expect("masked");
-        batch.stamped(tombolo_proto::batch::Stamp { producer_id: Self::producer_id(), sequence })
+    /// Puts an entry into a mirror as a gateway would, with the next sequence.
+    pub(crate) fn mirror_entry(log: &mut PartitionLog, entry: &Entry) {
+        let producer_id = Self::producer_id();
+        match entry {
+            Entry::Batch(batch) => {
+                let sequence = match log.last_sequence(producer_id) {
+                    Some(last) => advance(last, 1),
+                    None => i32::try_from(log.log_end() & i64::from(i32::MAX)).expect("masked"),
+                };
+                let stamped = batch.stamped(Stamp { producer_id, sequence });
+                log.append(&stamped, None).expect("in sequence from the log's start");
+            }
+            Entry::Gap { count, .. } => {
+                for _ in 0..*count {
+                    let intent = Intent { term: Term(0), offset: log.log_end() };
+                    log.mark(Coordinator { producer_id, epoch: 0 }, 0, intent).expect("nobody else writes");
+                }
+            }
+        }
     }
 }

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use tombolo_proto::cloud::DEFAULT_MAX_GAP;
+use tombolo_proto::failure::FailureCode;
 use tombolo_proto::id::{Offset, Partition, Time, TopicName};
 
 use crate::carrier::{Carrier, Flow, Line};
-use crate::cloud::{Gateway, Registry};
+use crate::cloud::{Gateway, Registry, ToLedger};
 use crate::cluster::{Answer, Cluster, ClusterEvent, Hosted};
 use crate::dice::Dice;
 use crate::disk::Disk;
+use crate::faults::MAX_NEW_TOPICS;
 use crate::plan::{Fault, Plan};
 use crate::properties::{Ghost, Rule, Violation};
 use crate::site::{Agent, AgentEvent};
@@ -77,6 +80,9 @@ pub(crate) enum GatewayEvent {
     ReadLogEnd { read: Read },
     ReadProducers { read: Read, log_end: Offset, epoch: i32 },
     ReadTail { read: Read, log_end: Offset, epoch: i32, last_sequence: Option<i32> },
+    DeleteLeftFiller { read: Read, log_end: Offset },
+    DeleteFiller { session: u64, place: Place },
+    WriteLedger(ToLedger),
     Write { connection: u64 },
     Answered { connection: u64, session: u64, place: Place, ticket: u64, answer: Answer },
     BrokerLost { connection: u64 },
@@ -238,42 +244,48 @@ impl World {
         self.trace(|| plan);
         for (topic, plan) in self.plan.topics.clone() {
             for partition in 0..plan.partitions {
-                self.add_partition((topic, partition), plan.begin);
+                self.add_partition((topic, partition), plan.begin, plan.late);
             }
         }
         for (fault, mean) in self.plan.faults.clone() {
             let first = self.dice.millis(0, 2 * usize::try_from(mean.as_millis()).expect("small"));
             self.after(first, Event::Fault(fault));
         }
+        if self.plan.max_gap < DEFAULT_MAX_GAP {
+            for topic in 0..FILTERED + MAX_NEW_TOPICS {
+                self.ghost.excuse(topic, &[FailureCode::GapLimit]);
+            }
+        }
         self.agent_begins();
         self.after(CHECK_EVERY, Event::Check);
     }
 
     /// A partition at the source, and its mirror, which holds a part of it where the logs do not begin at 0.
-    pub(crate) fn add_partition(&mut self, place: Place, begin: Offset) {
-        self.add_empty_partition(place, begin);
+    pub(crate) fn add_partition(&mut self, place: Place, begin: Offset, late: bool) {
+        self.add_empty_partition(place, begin, late);
         if begin > 0 || self.dice.chance(200) {
             let history = self.dice.between(0, 30);
             for _ in 0..history {
                 self.append_at_source(place, None);
             }
-            let mirrored = self.dice.between(0, history);
+            let mirrored = if late { 0 } else { self.dice.between(0, history) };
             self.mirror_beforehand(place, mirrored);
         }
     }
 
-    /// A partition at the source without records, and its mirror.
-    pub(crate) fn add_empty_partition(&mut self, place: Place, begin: Offset) {
+    /// A partition at the source without records, and its mirror, which begins at 0 if it is to start late.
+    pub(crate) fn add_empty_partition(&mut self, place: Place, begin: Offset, late: bool) {
         self.source.insert(place, SourcePartition::new(place.1, begin));
+        let mirror_begin = if late { 0 } else { begin };
         let hosted = Hosted {
-            log: self.new_log(place, begin),
+            log: self.new_log(place, mirror_begin),
             leader: Some(self.dice.below(crate::cluster::BROKERS)),
             before: None,
             epoch: 0,
             stalled: self.plan.stalled == Some(place),
         };
         self.cluster.partitions.insert(place, hosted);
-        self.ghost.add(place, begin);
+        self.ghost.add(place, mirror_begin);
         let wait = self.dice.millis(0, 1_000);
         self.after(wait, Event::Append(place));
     }

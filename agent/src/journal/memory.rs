@@ -210,9 +210,7 @@ impl Run {
     }
 
     fn push(&mut self, packed: Packed) {
-        if packed.last_epoch >= 0 {
-            self.last_epoch = packed.last_epoch;
-        }
+        self.last_epoch = packed.last_epoch;
         self.frames.push_back(packed);
     }
 

@@ -1,10 +1,13 @@
-//! Terms in the registry topic, written by compare-and-append, and the looks that keep a lease alive.
+//! Terms and ledgers in the registry topic, written by compare-and-append, and the looks that keep a lease alive.
+
+use std::collections::BTreeMap;
 
 use tombolo_proto::cloud::CloudInput;
-use tombolo_proto::id::{Term, Time};
+use tombolo_proto::id::{MirrorId, Offset, Term, Time};
 use tombolo_proto::lease::Lease;
 
-use crate::world::{GatewayEvent, World};
+use crate::bugs::Bug;
+use crate::world::{GatewayEvent, Place, World};
 
 /// Times a gateway tries to append its term before it gives up the session.
 const MAX_TRIES: u32 = 5;
@@ -15,13 +18,62 @@ struct Record {
     session: u64,
 }
 
-/// The registry topic: the n-th record is term n.
+/// Why a mirror's offsets are not the source's records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The source's log began above them.
+    Start,
+    /// The source deleted them before they were mirrored.
+    Loss,
+}
+
+/// A line of a partition's ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) reason: Reason,
+    pub(crate) from: Offset,
+    pub(crate) to: Offset,
+}
+
+/// A line that a session wants in a ledger.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ToLedger {
+    pub(crate) session: u64,
+    pub(crate) mirror: u32,
+    pub(crate) place: Place,
+    pub(crate) ticket: u64,
+    pub(crate) entry: Entry,
+}
+
+/// The registry topic: the n-th record is term n; ledgers beside.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     records: Vec<Record>,
+    ledgers: BTreeMap<Place, Vec<Entry>>,
 }
 
 impl Registry {
+    /// The ledger of a partition.
+    pub(crate) fn ledger(&self, place: Place) -> &[Entry] {
+        self.ledgers.get(&place).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether the ledger has all of `from..to` for that reason.
+    pub(crate) fn covers(&self, place: Place, reason: Reason, (from, to): (Offset, Offset)) -> bool {
+        let mut reached = from;
+        for entry in self.ledger(place).iter().filter(|entry| entry.reason == reason) {
+            if entry.from <= reached {
+                reached = reached.max(entry.to);
+            }
+        }
+        reached >= to
+    }
+
+    /// Where the mirror was last made to start.
+    pub(super) fn starting(&self, place: Place) -> Option<Offset> {
+        self.ledger(place).iter().rev().find(|entry| entry.reason == Reason::Start).map(|entry| entry.to)
+    }
+
     fn newest(&self) -> u64 {
         u64::try_from(self.records.len()).expect("small")
     }
@@ -53,6 +105,10 @@ impl World {
             }
             GatewayEvent::Looked { session, asked_at, newest } => {
                 self.looked(at, session, asked_at, Term(newest));
+                return;
+            }
+            GatewayEvent::WriteLedger(line) => {
+                self.write_ledger(at, line);
                 return;
             }
             _ => return,
@@ -103,6 +159,10 @@ impl World {
         }
         gateway.write_after = match before {
             None => now,
+            // The same process asks no lease of itself, but markers of the session before may still be appended.
+            Some(before) if before.process == process && gateway.brokers.skips_anywhere(now) => {
+                gateway.write_after.max(now + settle)
+            }
             Some(before) if before.process == process => gateway.write_after.max(now),
             Some(_) => now + lease + settle,
         };
@@ -139,5 +199,30 @@ impl World {
         }
         let wait = (asked_at + every).saturating_sub(now);
         self.gateway_after(at, wait, GatewayEvent::Look { session: id });
+    }
+
+    /// A line goes into a ledger, and what waited for it goes on.
+    fn write_ledger(&mut self, at: usize, line: ToLedger) {
+        let ToLedger { session, mirror, place, ticket, entry } = line;
+        let now = self.now;
+        let (written, answered) = (!self.dice.chance(40), !self.dice.chance(40));
+        let permitted = self.permits(at, session, now);
+        self.trace(|| format!("registry: {place:?} {entry:?} of session {session}, written {written}"));
+        let forgets = self.plan.bug == Some(Bug::LossUnrecorded) && entry.reason == Reason::Loss;
+        if permitted && written && !forgets {
+            self.registry.ledgers.entry(place).or_default().push(entry);
+            self.judge_ledger(place, entry);
+        }
+        let result =
+            if permitted && written && answered { Ok(()) } else { Err("the registry did not answer".to_owned()) };
+        let (mirror_id, partition) = (MirrorId(mirror), place.1);
+        let input = match (entry.reason, result) {
+            (Reason::Start, Ok(())) => {
+                return self.fill(at, (session, place), (mirror, ticket), (entry.from, entry.to));
+            }
+            (Reason::Start, result) => CloudInput::FastForwarded { mirror: mirror_id, partition, ticket, result },
+            (Reason::Loss, result) => CloudInput::LossRecorded { mirror: mirror_id, partition, ticket, result },
+        };
+        self.drive(at, session, input);
     }
 }

@@ -12,7 +12,7 @@ use crate::world::{Event, FILTERED, Place, World};
 /// `producer.id.expiration.ms` looks at producers that have written nothing for a day.
 const DAY: Time = Time::from_hours(24);
 /// Topics that appear while the world runs.
-const MAX_NEW_TOPICS: usize = 2;
+pub(crate) const MAX_NEW_TOPICS: usize = 2;
 /// Phases of hours or days in the dark.
 const MAX_LONG_DARKS: u32 = 2;
 /// Times that the operator looks whether a mirror has stopped.
@@ -118,10 +118,11 @@ impl World {
                 let place = (topic, partition.partition);
                 let (Some(fetched), Some(source)) = (partition.fetched, self.source.get(&place)) else { continue };
                 let old_enough = |batch: &&tombolo_proto::batch::Batch| batch.max_timestamp() + age_ms < old;
-                let due = source.batches().iter().rev().find(old_enough);
+                let due = source.batches().rev().find(old_enough);
                 let due = due.map_or(0, tombolo_proto::batch::Batch::next_offset);
+                let due = due.min(source.last_stable_before(old - age_ms));
                 let kept = partition.journal.map_or(0, |(_, next)| next).max(partition.confirmed.unwrap_or(0));
-                if kept < due.min(source.high_watermark()) {
+                if kept < due {
                     let text = format!("{place:?}: up to {due} is old, {fetched} fetched, {kept} kept: {status:?}");
                     return self.ghost.violated(Rule::Dark, text);
                 }
@@ -139,7 +140,7 @@ impl World {
         let topic = FILTERED + made;
         let plan = new_topic(&mut self.dice, topic);
         for partition in 0..plan.partitions {
-            self.add_empty_partition((topic, partition), 0);
+            self.add_empty_partition((topic, partition), 0, false);
         }
         self.plan.topics.insert(topic, plan);
         if self.now < self.carrier.dark_until {
@@ -160,7 +161,6 @@ impl World {
             FailureCode::Diverged,
             FailureCode::UnexpectedTruncation,
             FailureCode::SourceDataLost,
-            FailureCode::LogStartAboveZero,
         ];
         self.ghost.excuse(topic, &codes);
         for place in self.places_of(topic) {

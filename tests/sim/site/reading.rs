@@ -1,15 +1,14 @@
 //! What an agent asks of the source: shapes of topics, comparisons with a mirror's end, and records.
 
-use tombolo_proto::batch::Batch;
-use tombolo_proto::edge::{EdgeInput, Retention, SourceTopic, Verdict, check_batch};
+use tombolo_proto::edge::{EdgeInput, Retention, SourceTopic, Verdict};
 use tombolo_proto::failure::Failure;
 use tombolo_proto::id::{Offset, Time, TopicName};
-use tombolo_proto::wire::TailBatch;
+use tombolo_proto::wire::{TailBatch, TopicConfig};
 
-use super::{AgentEvent, ENTRY_OVERHEAD, Fetcher};
+use super::{AgentEvent, Fetcher};
 use crate::bugs::Bug;
 use crate::plan::OddBatch;
-use crate::source::Fetched;
+use crate::source::{Ending, Fetched};
 use crate::world::{FILTERED, Place, World, source_topic};
 
 impl World {
@@ -25,7 +24,7 @@ impl World {
             Ok(SourceTopic {
                 partitions: i32::try_from(partitions).expect("small"),
                 topic_id: Some([id; 16]),
-                configs: Vec::new(),
+                configs: self.configs_of(topic),
                 retention: Retention::default(),
             })
         };
@@ -34,6 +33,12 @@ impl World {
         }
         let topic = source_topic(topic);
         self.tell_agent(EdgeInput::Source { topic, source });
+    }
+
+    fn configs_of(&self, topic: usize) -> Vec<TopicConfig> {
+        let compacted = self.plan.topics.get(&topic).is_some_and(|plan| plan.compacted);
+        let policy = TopicConfig { name: "cleanup.policy".to_owned(), value: "compact,delete".to_owned() };
+        if compacted { vec![policy] } else { Vec::new() }
     }
 
     /// A source topic has changed; an agent that watches it finds out.
@@ -61,14 +66,21 @@ impl World {
         self.remade.get(&topic).copied().unwrap_or(0)
     }
 
-    pub(super) fn compare(&mut self, place: Place, ticket: u64, tail: Vec<TailBatch>, next_offset: Offset) {
+    pub(super) fn compare(
+        &mut self,
+        place: Place,
+        ticket: u64,
+        tail: Vec<TailBatch>,
+        next_offset: Offset,
+        compacted: bool,
+    ) {
         let compared = self
             .source
             .get(&place)
             .filter(|_| !self.source_gone.contains_key(&place.0))
-            .and_then(|source| source.compare(&tail, next_offset));
+            .and_then(|source| source.compare(&tail, next_offset, compacted));
         let Some((mut verdict, epoch)) = compared else {
-            let event = AgentEvent::Compare { place, ticket, tail, next_offset };
+            let event = AgentEvent::Compare { place, ticket, tail, next_offset, compacted };
             let wait = self.slowly(Time::from_millis(100));
             return self.agent_after(wait, event);
         };
@@ -124,39 +136,54 @@ impl World {
             let wait = self.slowly(Time::from_millis(300));
             return self.agent_after(wait, AgentEvent::FetchDue { place, fetch });
         }
-        let fetched = source.fetch(fetcher.position, fetcher.last_epoch, self.plan.fetch_bytes);
+        let (position, bug) = (fetcher.position, self.plan.bug);
+        let passes_over = bug == Some(Bug::LossAsGap) && position < source.log_start();
+        let fetched = if passes_over {
+            source.fetch_as_if_begun_at(position, self.plan.fetch_bytes)
+        } else {
+            let committed = bug != Some(Bug::ReadUncommitted);
+            source.fetch(position, fetcher.last_epoch, self.plan.fetch_bytes, committed)
+        };
         let delay = self.dice.millis(0, 40);
         self.agent_after(delay, AgentEvent::FetchArrives { place, fetch, fetched });
     }
 
     pub(super) fn fetch_arrives(&mut self, place: Place, fetch: u64, fetched: Fetched) {
-        let largest = self.plan.max_frame_bytes - ENTRY_OVERHEAD;
+        let largest = self.plan.max_frame_bytes;
         let Some(fetcher) = self.agent.fetchers.get_mut(&place).filter(|fetcher| fetcher.fetch == fetch) else {
             return;
         };
         fetcher.under_way = false;
-        let (batches, (high_watermark, log_start)) = match fetched {
+        let records = match fetched {
             Fetched::Failed(failure) => return self.fetch_failed(place, fetch, failure),
-            Fetched::Batches { batches, high_watermark, log_start } => (batches, (high_watermark, log_start)),
+            Fetched::Overtaken { log_start } => return self.overtaken(place, fetch, log_start),
+            Fetched::Records(records) => records,
         };
-        let checked = |batch: &Batch| check_batch(place.1, batch, largest);
-        let failure = batches.iter().find_map(|batch| checked(batch).err());
-        let good: Vec<_> = batches.into_iter().take_while(|batch| checked(batch).is_ok()).collect();
-        if let Some(last) = good.last() {
+        let (high_watermark, log_start) = (records.high_watermark, records.log_start);
+        let read = records.read(place.1, fetcher.position, largest);
+        if let Some(last) = read.entries.last() {
             fetcher.position = last.next_offset();
-            fetcher.last_epoch = Some(last.leader_epoch());
+            fetcher.last_epoch = read.epoch;
             self.ghost.fetched(place, last.next_offset());
         }
-        let idle = good.is_empty();
-        let topic = source_topic(place.0);
-        let partition = place.1;
-        self.tell_agent(EdgeInput::Fetched { topic, partition, fetch, batches: good, high_watermark, log_start });
+        let idle = read.entries.is_empty();
+        let (topic, partition, entries) = (source_topic(place.0), place.1, read.entries);
+        self.tell_agent(EdgeInput::Fetched { topic, partition, fetch, entries, high_watermark, log_start });
         self.check_edge_budget();
-        if let Some(failure) = failure {
-            return self.fetch_failed(place, fetch, failure);
+        match read.ending {
+            Some(Ending::Failed(failure)) => return self.fetch_failed(place, fetch, failure),
+            Some(Ending::Overtaken) => return self.overtaken(place, fetch, log_start),
+            None => {}
         }
         let wait = if idle { self.dice.millis(50, 500) } else { Time::ZERO };
         self.fetch_on(place, wait);
+    }
+
+    /// The source's log begins above where it was to be read on.
+    fn overtaken(&mut self, place: Place, fetch: u64, log_start: Offset) {
+        self.ghost.count("source starts above the position");
+        let (topic, partition) = (source_topic(place.0), place.1);
+        self.tell_agent(EdgeInput::Overtaken { topic, partition, fetch, log_start });
     }
 
     fn fetch_failed(&mut self, place: Place, fetch: u64, failure: Failure) {
