@@ -198,6 +198,7 @@ impl Context {
         stretches: Vec<Stretch>,
     ) -> Vec<(Stretch, SkipOutcome)> {
         let all = |outcome: SkipOutcome| stretches.iter().map(|one| (one.clone(), outcome.clone())).collect();
+        let fresh = connection.as_ref().is_none_or(Connection::is_poisoned);
         let open = match self.ready(connection, broker).await {
             Ok(open) => open,
             Err(reason) => return all(SkipOutcome::Doubt { reason }),
@@ -208,7 +209,7 @@ impl Context {
             count: u32::try_from(stretch.count).unwrap_or(0),
         });
         match admin::send_txn_markers(&open, self.writer, ranges.collect(), BROKER_TIMEOUT).await {
-            Ok(answers) => self.settle(&open, stretches, answers).await,
+            Ok(answers) => self.settle(&open, fresh, stretches, answers).await,
             Err(error) => {
                 if crate::writer::refused_by_lease(&error) {
                     metrics::stale_answers("lease", stretches.len());
@@ -235,10 +236,12 @@ impl Context {
         }
     }
 
-    /// Looks at the logs where the answers do not say it all.
+    /// Looks at the logs where the answers do not say it all: over a fresh connection never, since the broker may have
+    /// been gone meanwhile, and lead again without the log's end.
     async fn settle(
         &self,
         connection: &Connection,
+        fresh: bool,
         stretches: Vec<Stretch>,
         answers: Vec<MarkersAnswer>,
     ) -> Vec<(Stretch, SkipOutcome)> {
@@ -246,6 +249,7 @@ impl Context {
         let mut unclear = Vec::new();
         for (stretch, answer) in stretches.into_iter().zip(answers) {
             match outcome::of_answer(stretch.offset, stretch.count, answer.result) {
+                Appended::Told(SkipOutcome::Appended { .. }) if fresh => unclear.push((stretch, None)),
                 Appended::Told(outcome) => settled.push((stretch, outcome)),
                 Appended::Look(error) => unclear.push((stretch, error)),
             }

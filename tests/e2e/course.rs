@@ -79,3 +79,17 @@ pub(crate) fn tell(what: &str, records: u64, since: Instant) {
     let seconds = since.elapsed().as_secs_f64();
     println!("{what}: {records} records in {seconds:.1} s, {:.0} records/s", records as f64 / seconds);
 }
+
+/// High watermark of a mirror's partition; 0 while there is none.
+pub(crate) async fn mirrored_end(cloud: &KafkaCluster, topic: &str, partition: i32) -> i64 {
+    cloud.log_range(topic, partition).await.map_or(0, |(_, end)| end)
+}
+
+/// Of all moments of a test; `TOMBOLO_KILL_SEED=n` takes the ones of an earlier run.
+#[expect(clippy::print_stdout, reason = "a failing run is told apart by its seed")]
+pub(crate) fn seed() -> u64 {
+    let given = std::env::var("TOMBOLO_KILL_SEED").ok();
+    let seed = given.map_or_else(rand::random, |seed| seed.parse().unwrap());
+    println!("TOMBOLO_KILL_SEED={seed}");
+    seed
+}

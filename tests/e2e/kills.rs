@@ -13,7 +13,7 @@ use tombolo_tests::process::Daemon;
 use tombolo_tests::producer::{Shape, Workload};
 use tombolo_tests::rig::{Rig, RigSpec};
 
-use crate::course::{Turn, assert_equal, tell, wait_until_active};
+use crate::course::{Turn, assert_equal, seed, tell, wait_until_active};
 
 const PARTITIONS: i32 = 4;
 /// Of each daemon.
@@ -120,13 +120,4 @@ fn assert_evidence(evidence: &Evidence, source_bytes: u64) {
         evidence.duplicates > 0.0 || evidence.fetched > source_bytes as f64,
         "nothing was sent or read twice: {evidence:?}, the source holds {source_bytes} bytes"
     );
-}
-
-/// Of all moments; `TOMBOLO_KILL_SEED=n` takes the ones of an earlier run.
-#[expect(clippy::print_stdout, reason = "a failing run is told apart by its seed")]
-fn seed() -> u64 {
-    let given = std::env::var("TOMBOLO_KILL_SEED").ok();
-    let seed = given.map_or_else(rand::random, |seed| seed.parse().unwrap());
-    println!("TOMBOLO_KILL_SEED={seed}");
-    seed
 }

@@ -1,19 +1,19 @@
-//! Logs that cannot be mirrored, or not yet: their mirror stops with the place and the reason, and no other does.
+//! Logs that cannot be mirrored: their mirror stops with the place and the reason, and no other does.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rdkafka::ClientConfig;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use tokio::task::spawn_blocking;
 use tombolo_proto::batch::split;
 use tombolo_tests::broker::{ClusterSpec, KafkaCluster, shared_pair, unique_name};
 use tombolo_tests::producer::{Shape, Workload};
 use tombolo_tests::rig::{Rig, RigSpec};
+use tombolo_tests::transactions::Transactions;
 
 use crate::course::{Turn, assert_equal, tell, wait_for_state, wait_until_active};
 
 /// Good records before the bad one.
 const BEFORE: u64 = 10;
+/// Most offsets that a mirror here may skip.
+const MAX_GAP: u32 = 10;
 
 /// A topic and what becomes of its mirror.
 struct Unfit {
@@ -48,8 +48,8 @@ impl Unfit {
 }
 
 /// Starts a link on which mirrors fail.
-async fn start(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str]) -> Rig {
-    let mut rig = Rig::start(source, cloud, RigSpec::new(topics)).await;
+async fn start(source: &KafkaCluster, cloud: &KafkaCluster, spec: RigSpec) -> Rig {
+    let mut rig = Rig::start(source, cloud, spec).await;
     for daemon in [&mut rig.agent, &mut rig.gateway] {
         daemon.allow("mirror FAILED");
     }
@@ -63,36 +63,26 @@ async fn logs_that_cannot_be_mirrored_fail_alone_with_place_and_reason() {
     let pair = shared_pair().await;
     let (source, config) = (&pair.source, pair.source.client_config());
     let unfit = [
-        Unfit::new("compacted", "UNSUPPORTED_CLEANUP_POLICY", "", "cleanup.policy=compact"),
-        Unfit::new("append-time", "UNSUPPORTED_LOG_APPEND_TIME", "", "message.timestamp.type=LogAppendTime"),
-        Unfit::new("once-append-time", "UNSUPPORTED_LOG_APPEND_TIME", "partition 0 offset", "LogAppendTime"),
-        Unfit::new("transactional", "UNSUPPORTED_TRANSACTION", "partition 0 offset", "transactional"),
-        Unfit::new("trimmed", "LOG_START_ABOVE_ZERO", "partition 0 offsets 0 to 4", "starts at offset 5"),
         Unfit::new("large", "BATCH_TOO_LARGE", "partition 0 offset", "memory.max_frame"),
+        Unfit::new("gaping", "GAP_LIMIT", "partition 0 offset", "max_gap_offsets"),
     ];
-    let [compacted, append_time, once_append_time, transactional, trimmed, large] = &unfit;
-    let log_append_time = ("message.timestamp.type", "LogAppendTime");
-    source.create_topic(&compacted.topic, 1, 1, &[("cleanup.policy", "compact")]).await;
-    source.create_topic(&append_time.topic, 1, 1, &[log_append_time]).await;
-    source.create_topic(&once_append_time.topic, 1, 1, &[log_append_time]).await;
-    source.create_topic(&transactional.topic, 1, 1, &[]).await;
-    source.create_topic(&trimmed.topic, 1, 1, &[]).await;
+    let [large, gaping] = &unfit;
     source.create_topic(&large.topic, 1, 1, &[("max.message.bytes", "4000000")]).await;
+    source.create_topic(&gaping.topic, 1, 1, &[]).await;
     for unfit in &unfit {
         Workload::new().topic(&unfit.topic, 1).produce(&config, BEFORE).await;
     }
-    source.alter_topic(&once_append_time.topic, &[("message.timestamp.type", "CreateTime")]).await;
-    write_transaction(config.clone(), transactional.topic.clone()).await;
-    source.delete_records(&trimmed.topic, 0, 5).await;
     let workload = Workload::new().topic(&large.topic, 1).shape(Shape::Plain(3_000_000));
     workload.set("message.max.bytes", "4000000").produce(&config, 1).await;
+    // Aborted records and a marker behind them.
+    Transactions::new(&gaping.topic, 1).records(MAX_GAP).abort_every(Some(1)).write(&config, 1).await;
     let fit = unique_name("fit");
     source.create_topic(&fit, 2, 1, &[]).await;
 
     let began = Instant::now();
     let mut topics: Vec<&str> = unfit.iter().map(|unfit| unfit.topic.as_str()).collect();
     topics.push(&fit);
-    let rig = start(source, &pair.cloud, &topics).await;
+    let rig = start(source, &pair.cloud, RigSpec::new(&topics).mirror("max_gap_offsets", MAX_GAP)).await;
     for unfit in &unfit {
         unfit.assert_failed(&rig).await;
     }
@@ -100,25 +90,12 @@ async fn logs_that_cannot_be_mirrored_fail_alone_with_place_and_reason() {
     wait_until_active(&rig, &[&fit]).await;
     assert_equal(source, &pair.cloud, &[&fit], 200).await;
     // What stands before the bad place may be there; nothing of it or after it is.
-    for unfit in [transactional, large] {
-        let (_, end) = pair.cloud.log_range(&unfit.topic, 0).await.unwrap();
-        assert!(end <= i64::try_from(BEFORE).unwrap(), "{} ends at {end}", unfit.topic);
-    }
-    tell("six failed mirrors, and one that goes on", 200, began);
-}
-
-/// One committed record.
-async fn write_transaction(mut config: ClientConfig, topic: String) {
-    config.set("transactional.id", &topic);
-    let write = move || {
-        let patience = Duration::from_mins(1);
-        let producer: BaseProducer = config.create().unwrap();
-        producer.init_transactions(patience).unwrap();
-        producer.begin_transaction().unwrap();
-        producer.send(BaseRecord::<str, str>::to(&topic).partition(0).payload("settled")).unwrap();
-        producer.commit_transaction(patience).unwrap();
-    };
-    spawn_blocking(write).await.unwrap();
+    let (_, end) = pair.cloud.log_range(&large.topic, 0).await.unwrap();
+    assert!(end <= i64::try_from(BEFORE).unwrap(), "{} ends at {end}", large.topic);
+    // Of a gap, as much as the limit allows may be.
+    let (_, end) = pair.cloud.log_range(&gaping.topic, 0).await.unwrap();
+    assert!(end <= i64::try_from(BEFORE).unwrap() + i64::from(MAX_GAP), "{} ends at {end}", gaping.topic);
+    tell("two failed mirrors, and one that goes on", 200, began);
 }
 
 #[tokio::test]
@@ -147,7 +124,7 @@ async fn a_damaged_batch_fails_its_mirror_alone() {
     source.restart_broker(1).await;
 
     let began = Instant::now();
-    let rig = start(&source, cloud, &[&damaged.topic, &sound]).await;
+    let rig = start(&source, cloud, RigSpec::new(&[&damaged.topic, &sound])).await;
     damaged.assert_failed(&rig).await;
     Workload::new().topic(&sound, 1).produce(&source.client_config(), 100).await;
     wait_until_active(&rig, &[&sound]).await;

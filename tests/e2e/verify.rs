@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Output;
 
 use serde_json::Value;
-use tombolo_tests::broker::{KafkaCluster, Mechanism, Pair, shared_pair, unique_name};
+use tombolo_tests::broker::{KafkaCluster, Mechanism, shared_pair, unique_name};
 use tombolo_tests::process::tombolo;
 use tombolo_tests::producer::{Shape, Workload};
 use tombolo_tests::rig::{Rig, RigSpec};
@@ -18,16 +18,16 @@ const RECORDS: u64 = 3_000;
 const FOREIGN: u64 = 5;
 
 /// Exit codes of `verify`.
-const PASSES: i32 = 0;
+pub(crate) const PASSES: i32 = 0;
 const DIFFERS: i32 = 1;
 const NOT_COMPARED: i32 = 2;
 const REFUSED: i32 = 64;
 
 /// One run of `tombolo verify`.
 #[derive(Debug)]
-struct Verified {
-    code: i32,
-    out: String,
+pub(crate) struct Verified {
+    pub(crate) code: i32,
+    pub(crate) out: String,
     err: String,
 }
 
@@ -37,26 +37,26 @@ impl Verified {
         Self { code: output.status.code().unwrap(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
 /// A settings file for both clusters.
-struct Verifier {
+pub(crate) struct Verifier {
     scratch: Scratch,
     settings: PathBuf,
 }
 
 impl Verifier {
-    fn of(pair: &Pair) -> Self {
+    pub(crate) fn of(source: &KafkaCluster, cloud: &KafkaCluster) -> Self {
         let scratch = Scratch::new("verify");
-        let text = format!("{}{}", table("source", &pair.source), table("cloud", &pair.cloud));
+        let text = format!("{}{}", table("source", source), table("cloud", cloud));
         let settings = scratch.write("verify.toml", &text);
         Self { scratch, settings }
     }
 
-    async fn run(&self, words: &[&str]) -> Verified {
+    pub(crate) async fn run(&self, words: &[&str]) -> Verified {
         let settings = self.settings.display().to_string();
         let words: Vec<&str> = ["verify", "--config", &settings].into_iter().chain(words.iter().copied()).collect();
         Verified::of(&tombolo(&words).await)
@@ -80,7 +80,7 @@ async fn an_exact_mirror_passes_by_every_reading() {
     let workload = Workload::new().topic(&topic, PARTITIONS).shape(Shape::Mixed);
     workload.produce(&pair.source.client_config(), RECORDS).await;
     assert_equal(&pair.source, &pair.cloud, &[&topic], RECORDS).await;
-    let verifier = Verifier::of(pair);
+    let verifier = Verifier::of(&pair.source, &pair.cloud);
     let this = ["--link", &rig.name, "--topic", &topic, "--output", "json"];
 
     let direct = verifier.run(&[&this[..], &["--records", "--strict"]].concat()).await;
@@ -135,7 +135,7 @@ async fn what_is_not_in_the_source_is_named() {
     let source = Workload::new().topic(&topic, 1);
     source.produce(&pair.source.client_config(), RECORDS).await;
     assert_equal(&pair.source, &pair.cloud, &[&topic], RECORDS).await;
-    let verifier = Verifier::of(pair);
+    let verifier = Verifier::of(&pair.source, &pair.cloud);
 
     let intruder = Workload::new().topic(&topic, 1).idempotent(false);
     intruder.produce(&pair.cloud.client_config(), FOREIGN).await;

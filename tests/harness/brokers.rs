@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use tombolo_tests::broker::{ClusterSpec, KafkaCluster, Listener, Mechanism, shared_pair, unique_name};
+use tombolo_kafka::ErrorCode;
+use tombolo_kafka::admin::{MarkerRange, MarkerWriter, send_txn_markers};
+use tombolo_tests::broker::{
+    ClusterOperation, ClusterSpec, KafkaCluster, Listener, Mechanism, USER, shared_pair, unique_name,
+};
+use tombolo_tests::producer::Workload;
 use tombolo_tests::wait::until;
 
 #[tokio::test]
@@ -89,4 +94,30 @@ async fn try_produce(
     let producer: FutureProducer = config.create().expect("librdkafka takes the settings");
     let record = FutureRecord::<(), _>::to(topic).payload("value");
     producer.send(record, deadline).await.map(|_| ()).map_err(|(error, _)| error)
+}
+
+#[tokio::test]
+async fn a_user_has_no_right_on_a_cluster_that_others_have_rights_on() {
+    let cluster = KafkaCluster::start(ClusterSpec::single().with_authorizer()).await;
+    let connection = cluster.raw_client().connect(1).await.unwrap();
+    let writer = MarkerWriter { producer_id: 1 << 62, producer_epoch: 0, coordinator_epoch: 0 };
+    let topic = unique_name("marked");
+    cluster.create_topic(&topic, 1, 1, &[]).await;
+    let mark = async || {
+        let range = MarkerRange { topic: topic.as_str().into(), partition: 0, count: 1 };
+        send_txn_markers(&connection, writer, vec![range], Duration::ZERO).await.unwrap().remove(0).result
+    };
+    assert_eq!(mark().await, Ok(()));
+    cluster.allow("somebody", ClusterOperation::Describe).await;
+    until("the right is gone", Duration::from_secs(20), async || match mark().await {
+        Err(ErrorCode::CLUSTER_AUTHORIZATION_FAILED) => Ok(()),
+        seen => Err(seen),
+    })
+    .await;
+    // Topics can still be made and written to.
+    let other = unique_name("open");
+    cluster.create_topic(&other, 1, 1, &[]).await;
+    Workload::new().topic(&other, 1).produce(&cluster.client_config(), 10).await;
+    cluster.allow(USER, ClusterOperation::Alter).await;
+    until("the right is back", Duration::from_secs(20), mark).await;
 }

@@ -6,3 +6,4 @@ mod brokers;
 mod daemons;
 mod lossy_link;
 mod records;
+mod transactions;

@@ -2,8 +2,9 @@
 //!
 //! [`KafkaCluster`] owns its broker processes: they die with it, and with the test process however that one ends.
 //! `distribution` gets Kafka from Maven, `node` runs one broker, `settings` says how, `certificates` makes what TLS
-//! needs, `admin` asks the cluster, `shared` is the pair of clusters that most tests use.
+//! needs, `admin` asks the cluster, `acl` gives rights, `shared` is the pair of clusters that most tests use.
 
+mod acl;
 mod admin;
 mod certificates;
 mod cluster;
@@ -12,6 +13,7 @@ mod node;
 mod settings;
 mod shared;
 
+pub use acl::ClusterOperation;
 pub use certificates::Certificates;
 pub use cluster::{ClusterSpec, KafkaCluster, Listener, Mechanism, PASSWORD, USER};
 pub use shared::{Pair, shared_pair, unique_name};

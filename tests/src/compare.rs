@@ -2,35 +2,57 @@
 //! rdkafka, record for record, which shares no code with the product.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers};
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{Message, Offset};
 use tokio::task::spawn_blocking;
 use tombolo_kafka::compare::{CompareOptions, Comparison, Extent, LogPair, compare};
 
 use crate::broker::KafkaCluster;
+use crate::consumer::{Isolation, Reader, Record};
 use crate::wait::until;
-
-/// One read of a partition's next record; a broker that fails over is waited for.
-const READ_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Waits until every mirror is as long as its source, which nobody may write to meanwhile, and panics unless both logs
 /// are equal: the same batches at the same offsets, and the same records for a consumer. Returns how many records.
 pub async fn await_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str], deadline: Duration) -> u64 {
     wait_until_mirrored(source, cloud, topics, deadline).await;
     let raw = raw_compare(source, cloud, topics).await;
-    let differences: Vec<String> = raw.differences.iter().map(ToString::to_string).collect();
-    assert!(raw.is_identical(), "{} differences, the first are:\n{}", raw.difference_count, differences.join("\n"));
+    assert_identical(&raw);
     let records = consumer_equal(source, cloud, topics).await;
     assert_eq!(raw.records, records, "the raw compare saw another number of records than a consumer");
     records
 }
 
-/// What the product's compare says of these topics.
+/// As [`await_equal`], of mirrors that have gaps where their sources hold nothing that counts. All of them are of this
+/// producer id, and consumers of both isolation levels see in the mirror what one of committed records sees in the source.
+pub async fn await_equal_with_gaps(
+    source: &KafkaCluster,
+    cloud: &KafkaCluster,
+    topics: &[&str],
+    writer: i64,
+    deadline: Duration,
+) -> Seen {
+    wait_until_mirrored(source, cloud, topics, deadline).await;
+    let raw = compare_logs(source, cloud, topics, Some(writer)).await;
+    assert_identical(&raw);
+    let seen = consumers_equal(source, cloud, topics).await;
+    assert_eq!(raw.records, seen.records, "the raw compare saw another number of records than a consumer");
+    seen
+}
+
+fn assert_identical(raw: &Comparison) {
+    let differences: Vec<String> = raw.differences.iter().map(ToString::to_string).collect();
+    assert!(raw.is_identical(), "{} differences, the first are:\n{}", raw.difference_count, differences.join("\n"));
+}
+
+/// What the product's compare says of these topics, whose mirrors may have no gaps.
 pub async fn raw_compare(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str]) -> Comparison {
+    compare_logs(source, cloud, topics, None).await
+}
+
+/// With the producer id of the mirror's writer its control batches are gaps.
+async fn compare_logs(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str], writer: Option<i64>) -> Comparison {
     let pairs: Vec<LogPair> = partitions(source, topics)
         .await
         .into_iter()
@@ -39,7 +61,8 @@ pub async fn raw_compare(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[
             LogPair { source: Arc::clone(&topic), mirror: topic, partition, extent: Extent::Whole }
         })
         .collect();
-    let compared = compare(&source.raw_client(), &cloud.raw_client(), &pairs, CompareOptions::default()).await;
+    let options = CompareOptions { writer, ..CompareOptions::default() };
+    let compared = compare(&source.raw_client(), &cloud.raw_client(), &pairs, options).await;
     compared.unwrap_or_else(|error| panic!("the logs cannot be compared: {error}"))
 }
 
@@ -79,7 +102,7 @@ pub async fn consumer_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics:
     assert_eq!(partitions, self::partitions(cloud, topics).await, "the clusters differ in partitions");
     let (source, cloud) = (source.client_config(), cloud.client_config());
     let compared = spawn_blocking(move || {
-        let (source, cloud) = (Reader::new(source), Reader::new(cloud));
+        let (source, cloud) = (Reader::new(source, Isolation::Committed), Reader::new(cloud, Isolation::Committed));
         partitions.iter().map(|(topic, partition)| same_records(&source, &cloud, topic, *partition)).sum()
     });
     match compared.await {
@@ -88,12 +111,105 @@ pub async fn consumer_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics:
     }
 }
 
+/// What consumers saw in a mirror and in its source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Records that were equal.
+    pub records: u64,
+    /// Records of the source that were aborted: only a consumer of uncommitted records sees them, and only there.
+    pub aborted: u64,
+}
+
+/// As [`consumer_equal`], of sources with transactions: what a consumer of committed records sees in the source is what
+/// consumers of both isolation levels see in the mirror.
+pub async fn consumers_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str]) -> Seen {
+    let partitions = partitions(source, topics).await;
+    assert_eq!(partitions, self::partitions(cloud, topics).await, "the clusters differ in partitions");
+    let consumers = Consumers::of(source, cloud);
+    let compared = spawn_blocking(move || {
+        let mut seen = Seen::default();
+        for (topic, partition) in &partitions {
+            let range = consumers.source.open(topic, *partition);
+            assert_eq!(range, consumers.mirror.open(topic, *partition), "{topic}/{partition}: log ranges differ");
+            consumers.compare(topic, *partition, range.0, &mut seen);
+        }
+        seen
+    });
+    match compared.await {
+        Ok(seen) => seen,
+        Err(failure) => std::panic::resume_unwind(failure.into_panic()),
+    }
+}
+
+/// As [`consumers_equal`], of one partition from this offset on: for logs that do not begin at the same one.
+pub async fn consumers_equal_from(
+    source: &KafkaCluster,
+    cloud: &KafkaCluster,
+    topic: &str,
+    partition: i32,
+    offset: i64,
+) -> Seen {
+    let consumers = Consumers::of(source, cloud);
+    let topic = topic.to_owned();
+    let compared = spawn_blocking(move || {
+        let mut seen = Seen::default();
+        consumers.compare(&topic, partition, offset, &mut seen);
+        seen
+    });
+    match compared.await {
+        Ok(seen) => seen,
+        Err(failure) => std::panic::resume_unwind(failure.into_panic()),
+    }
+}
+
+/// Both logs at both isolation levels.
+struct Consumers {
+    source: Reader,
+    uncommitted_source: Reader,
+    mirror: Reader,
+    uncommitted_mirror: Reader,
+}
+
+impl Consumers {
+    fn of(source: &KafkaCluster, cloud: &KafkaCluster) -> Self {
+        Self {
+            source: Reader::new(source.client_config(), Isolation::Committed),
+            uncommitted_source: Reader::new(source.client_config(), Isolation::Uncommitted),
+            mirror: Reader::new(cloud.client_config(), Isolation::Committed),
+            uncommitted_mirror: Reader::new(cloud.client_config(), Isolation::Uncommitted),
+        }
+    }
+
+    fn compare(&self, topic: &str, partition: i32, from: i64, seen: &mut Seen) {
+        for reader in [&self.source, &self.uncommitted_source, &self.mirror, &self.uncommitted_mirror] {
+            reader.seek(topic, partition, Offset::Offset(from));
+        }
+        loop {
+            let ours = self.source.next();
+            for mirrored in [self.mirror.next(), self.uncommitted_mirror.next()] {
+                assert_same(topic, partition, ours.as_ref(), mirrored.as_ref());
+            }
+            let wanted = ours.as_ref().map_or(i64::MAX, Message::offset);
+            let mut uncommitted = self.uncommitted_source.next();
+            while uncommitted.as_ref().is_some_and(|record| record.offset() < wanted) {
+                seen.aborted += 1;
+                uncommitted = self.uncommitted_source.next();
+            }
+            assert_same(topic, partition, ours.as_ref(), uncommitted.as_ref());
+            if ours.is_none() {
+                return;
+            }
+            seen.records += 1;
+        }
+    }
+}
+
 /// How many records a consumer sees in these topics from first to last offset.
 pub async fn consumed_records(cluster: &KafkaCluster, topics: &[&str]) -> u64 {
     let partitions = partitions(cluster, topics).await;
     let config = cluster.client_config();
     let counted = spawn_blocking(move || {
-        let reader = Reader::new(config);
+        let reader = Reader::new(config, Isolation::Committed);
         let count = |(topic, partition): &(String, i32)| {
             reader.open(topic, *partition);
             std::iter::from_fn(|| reader.next().map(|_| ())).count() as u64
@@ -108,81 +224,25 @@ fn same_records(source: &Reader, cloud: &Reader, topic: &str, partition: i32) ->
     assert_eq!(range, cloud.open(topic, partition), "{topic}/{partition}: first and next offset differ");
     let mut records = 0;
     loop {
-        match (source.next(), cloud.next()) {
-            (None, None) => return records,
-            (Some(ours), Some(theirs)) => {
-                let (ours, theirs) = (Record::of(&ours), Record::of(&theirs));
-                assert_eq!(ours, theirs, "{topic}/{partition}: records differ");
-                records += 1;
-            }
-            (ours, theirs) => {
-                let offset = |record: Option<BorrowedMessage<'_>>| record.map(|record| record.offset());
-                panic!("{topic}/{partition}: one log ends early: {:?}, {:?}", offset(ours), offset(theirs));
-            }
+        let (ours, theirs) = (source.next(), cloud.next());
+        assert_same(topic, partition, ours.as_ref(), theirs.as_ref());
+        if ours.is_none() {
+            return records;
         }
+        records += 1;
     }
 }
 
-/// What a consumer sees of a record.
-#[derive(Debug, PartialEq, Eq)]
-struct Record<'a> {
-    offset: i64,
-    key: Option<&'a [u8]>,
-    value: Option<&'a [u8]>,
-    headers: Vec<(&'a str, Option<&'a [u8]>)>,
-    timestamp: rdkafka::Timestamp,
-}
-
-impl<'a> Record<'a> {
-    fn of(message: &'a BorrowedMessage<'_>) -> Self {
-        let headers = message.headers().into_iter().flat_map(Headers::iter);
-        Self {
-            offset: message.offset(),
-            key: message.key(),
-            value: message.payload(),
-            headers: headers.map(|header| (header.key, header.value)).collect(),
-            timestamp: message.timestamp(),
+fn assert_same(topic: &str, partition: i32, ours: Option<&BorrowedMessage<'_>>, theirs: Option<&BorrowedMessage<'_>>) {
+    match (ours, theirs) {
+        (None, None) => {}
+        (Some(ours), Some(theirs)) => {
+            let (ours, theirs) = (Record::of(ours), Record::of(theirs));
+            assert_eq!(ours, theirs, "{topic}/{partition}: records differ");
         }
-    }
-}
-
-/// A consumer of one partition at a time.
-struct Reader(BaseConsumer);
-
-impl Reader {
-    fn new(mut config: ClientConfig) -> Self {
-        config
-            .set("group.id", "tombolo-tests-compare")
-            .set("enable.auto.commit", "false")
-            .set("enable.partition.eof", "true")
-            .set("check.crcs", "true")
-            .set("fetch.wait.max.ms", "10")
-            .set("queued.max.messages.kbytes", "32768");
-        Self(config.create().expect("librdkafka takes the consumer's settings"))
-    }
-
-    /// Starts to read a partition; its first and next offset.
-    fn open(&self, topic: &str, partition: i32) -> (i64, i64) {
-        let range = self.0.fetch_watermarks(topic, partition, READ_DEADLINE);
-        let range = range.unwrap_or_else(|error| panic!("{topic}/{partition}: {error}"));
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Beginning).expect("an offset to begin with");
-        self.0.assign(&list).expect("a partition can be assigned");
-        range
-    }
-
-    /// The next record; `None` at the end.
-    fn next(&self) -> Option<BorrowedMessage<'_>> {
-        let start = Instant::now();
-        while start.elapsed() < READ_DEADLINE {
-            match self.0.poll(Duration::from_millis(200)) {
-                Some(Ok(message)) => return Some(message),
-                Some(Err(KafkaError::PartitionEOF(_))) => return None,
-                // Reports of lost connections: librdkafka dials again by itself.
-                Some(Err(KafkaError::MessageConsumption(_) | KafkaError::Global(_))) | None => {}
-                Some(Err(error)) => panic!("cannot read: {error}"),
-            }
+        (ours, theirs) => {
+            let offset = |record: Option<&BorrowedMessage<'_>>| record.map(Message::offset);
+            panic!("{topic}/{partition}: one log ends early: {:?}, {:?}", offset(ours), offset(theirs));
         }
-        panic!("no record and no end within {READ_DEADLINE:?}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tombolo_kafka::Cluster;
 use tombolo_kafka::fetch::{FetchOnce, Isolation, fetch_once};
-use tombolo_proto::batch::split;
+use tombolo_proto::batch::{Batch, split};
 use tombolo_proto::wire::TailBatch;
 
 use crate::broker::KafkaCluster;
@@ -26,7 +26,8 @@ pub async fn log_image(cluster: &KafkaCluster, topics: &[&str]) -> LogImage {
         let count = *counts.get(*topic).unwrap_or_else(|| panic!("no topic {topic}"));
         for partition in 0..count {
             let range = cluster.log_range(topic, partition).await.expect("the cluster answers");
-            image.insert(((*topic).to_owned(), partition), batches(&raw, topic, partition, range).await);
+            let batches = read(&raw, topic, partition, range).await;
+            image.insert(((*topic).to_owned(), partition), batches.iter().map(TailBatch::of).collect());
         }
     }
     image
@@ -38,9 +39,15 @@ pub fn records_of(image: &LogImage) -> u64 {
     image.values().flatten().map(records).sum()
 }
 
-async fn batches(raw: &Cluster, topic: &str, partition: i32, (first, end): (i64, i64)) -> Vec<TailBatch> {
+/// Every batch of a partition from first to last offset, as a broker serves it.
+pub async fn batches(cluster: &KafkaCluster, topic: &str, partition: i32) -> Vec<Batch> {
+    let range = cluster.log_range(topic, partition).await.expect("the cluster answers");
+    read(&cluster.raw_client(), topic, partition, range).await
+}
+
+async fn read(raw: &Cluster, topic: &str, partition: i32, (first, end): (i64, i64)) -> Vec<Batch> {
     let name: Arc<str> = topic.into();
-    let mut found: Vec<TailBatch> = Vec::new();
+    let mut found: Vec<Batch> = Vec::new();
     let mut offset = first;
     while offset < end {
         let leader = raw.leader(topic, partition).await.expect("the partition has a leader");
@@ -60,7 +67,7 @@ async fn batches(raw: &Cluster, topic: &str, partition: i32, (first, end): (i64,
         let before = offset;
         for batch in split(fetched.records).map_while(Result::ok).filter(|batch| batch.next_offset() > before) {
             offset = batch.next_offset();
-            found.push(TailBatch::of(&batch));
+            found.push(batch);
         }
         assert!(offset > before, "{topic}/{partition}: nothing at offset {before} below {end}");
     }

@@ -5,8 +5,8 @@
 //! - [`process`]: the daemons as processes; [`log_guard`] reads what they logged.
 //! - [`rig`]: a whole link of an agent and a gateway, with certificates and settings.
 //! - [`lossy_link`]: a UDP forwarder that delays, loses, reorders, duplicates, goes dark and changes addresses.
-//! - [`producer`]: what a site's applications write.
-//! - [`compare`]: the proof that source and cloud hold the same.
+//! - [`producer`]: what a site's applications write; [`transactions`]: the same in transactions.
+//! - [`compare`]: the proof that source and cloud hold the same; [`consumer`]: what consumers see of one.
 //!
 //! A harness has nobody to hand an error to: what goes wrong here panics with the evidence (a log's tail, a command's
 //! output). Only [`lossy_link`], which the demo uses too, returns errors.
@@ -14,6 +14,7 @@
 pub mod broker;
 mod child;
 pub mod compare;
+pub mod consumer;
 pub mod image;
 pub mod log_guard;
 pub mod lossy_link;
@@ -22,6 +23,7 @@ pub mod process;
 pub mod producer;
 pub mod rig;
 pub mod scratch;
+pub mod transactions;
 pub mod wait;
 
 pub use ports::free_port;

@@ -51,6 +51,8 @@ pub enum Shape {
     Plain(usize),
     /// In turn: plain, with headers, null key, null value, both null, empty, and one record of 1 MB in a hundred.
     Mixed,
+    /// For compacted topics: all with a key, one in three with headers, one in seven without a value.
+    Keyed,
 }
 
 /// What to write, and how.
@@ -61,6 +63,8 @@ pub struct Workload {
     idempotent: bool,
     shape: Shape,
     age: Duration,
+    ahead: Duration,
+    keys: u64,
     rate: Option<u32>,
     client: Vec<(String, String)>,
 }
@@ -74,6 +78,8 @@ impl Workload {
             idempotent: true,
             shape: Shape::Plain(200),
             age: Duration::ZERO,
+            ahead: Duration::ZERO,
+            keys: 1_000,
             rate: None,
             client: Vec::new(),
         }
@@ -108,6 +114,20 @@ impl Workload {
     #[must_use]
     pub fn age(mut self, age: Duration) -> Self {
         self.age = age;
+        self
+    }
+
+    /// Timestamps lie this far in the future.
+    #[must_use]
+    pub fn ahead(mut self, ahead: Duration) -> Self {
+        self.ahead = ahead;
+        self
+    }
+
+    /// How many keys the records have.
+    #[must_use]
+    pub fn keys(mut self, keys: u64) -> Self {
+        self.keys = keys;
         self
     }
 
@@ -188,8 +208,9 @@ impl Workload {
     }
 
     fn send(&self, producer: &ThreadedProducer<Deliveries>, topic: &str, partition: i32, sequence: u64) {
-        let content = Content::new(self.shape, topic, partition, sequence);
-        let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(partition).timestamp(timestamp(self.age));
+        let content = Content::new(self.shape, topic, partition, sequence, self.keys);
+        let mut record =
+            BaseRecord::<[u8], [u8]>::to(topic).partition(partition).timestamp(timestamp(self.age, self.ahead));
         record.key = content.key.as_deref();
         record.payload = content.value.as_deref();
         record.headers = content.headers;
@@ -304,15 +325,20 @@ struct Content {
 }
 
 impl Content {
-    fn new(shape: Shape, topic: &str, partition: i32, sequence: u64) -> Self {
+    fn new(shape: Shape, topic: &str, partition: i32, sequence: u64, keys: u64) -> Self {
         let name = format!("{topic}/{partition}/{sequence}");
         let plain = |bytes| Self {
-            key: Some(format!("key-{}", sequence % 1_000).into_bytes()),
+            key: Some(format!("key-{}", sequence % keys).into_bytes()),
             value: Some(padded(&name, bytes)),
             headers: None,
         };
         match (shape, sequence % 8) {
             (Shape::Plain(bytes), _) => plain(bytes),
+            (Shape::Keyed, _) => Self {
+                key: Some(format!("key-{}", skewed(sequence, keys)).into_bytes()),
+                value: (sequence % 7 != 6).then(|| padded(&name, 20 + usize::try_from(sequence % 300).unwrap_or(0))),
+                headers: (sequence % 3 == 1).then(|| headers(&name)),
+            },
             (Shape::Mixed, _) if sequence % 100 == 50 => plain(LARGE),
             (Shape::Mixed, 0) => plain(0),
             (Shape::Mixed, 1) => Self { headers: Some(headers(&name)), ..plain(100) },
@@ -324,6 +350,13 @@ impl Content {
             (Shape::Mixed, _) => plain(5_000),
         }
     }
+}
+
+/// One of so many keys: low ones come often and high ones seldom, so that a compacted log keeps records everywhere.
+fn skewed(sequence: u64, keys: u64) -> u64 {
+    let mixed = sequence.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed >> 32) % (1 + (mixed & 0xffff_ffff) % keys)
 }
 
 /// A value and a null value, an empty value, and a name that comes twice.
@@ -349,7 +382,7 @@ fn padded(name: &str, bytes: usize) -> Vec<u8> {
     value
 }
 
-fn timestamp(age: Duration) -> i64 {
+fn timestamp(age: Duration, ahead: Duration) -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
-    i64::try_from(now.saturating_sub(age).as_millis()).expect("the year is below 292 million")
+    i64::try_from((now.saturating_sub(age) + ahead).as_millis()).expect("the year is below 292 million")
 }

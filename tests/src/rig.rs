@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use tombolo_proto::id::LinkName;
 use toml::{Table, Value};
 
 use crate::broker::{KafkaCluster, Mechanism, unique_name};
@@ -24,6 +25,7 @@ pub struct RigSpec {
     mechanism: Mechanism,
     agent: Vec<(String, Value)>,
     gateway: Vec<(String, Value)>,
+    mirror: Vec<(String, Value)>,
 }
 
 impl RigSpec {
@@ -36,6 +38,7 @@ impl RigSpec {
             mechanism: Mechanism::ScramSha512,
             agent: Vec::new(),
             gateway: Vec::new(),
+            mirror: Vec::new(),
         }
     }
 
@@ -59,10 +62,26 @@ impl RigSpec {
         self
     }
 
+    /// For tests that kill gateways: a dead one is given up soon, and the next one waits for little.
+    #[must_use]
+    pub fn impatient(self) -> Self {
+        self.agent("link.idle_timeout", "2 s")
+            .agent("link.keep_alive", "500 ms")
+            .gateway("registry.lease", "1 s")
+            .gateway("registry.settle", "500 ms")
+    }
+
     /// A setting of the agent by its path, such as `memory.window`.
     #[must_use]
     pub fn agent(mut self, path: &str, value: impl Into<Value>) -> Self {
         self.agent.push((path.to_owned(), value.into()));
+        self
+    }
+
+    /// A setting of every mirror that is named, such as `on_loss`.
+    #[must_use]
+    pub fn mirror(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.mirror.push((key.to_owned(), value.into()));
         self
     }
 
@@ -122,6 +141,11 @@ impl Rig {
         let link = self.link.address();
         let settings = agent_settings(&self.spec, &self.source, &self.name, &self.certificates, link);
         Daemon::agent_with(&settings, |folder| copy_folder(&self.journal(), &folder.join(JOURNAL))).await
+    }
+
+    /// The producer id under which the link's mirrors are written.
+    pub fn producer_id(&self) -> i64 {
+        LinkName::new(&self.name).expect("the rig names its links well").producer_id()
     }
 
     /// Where the agent keeps journal and checkpoint.
@@ -204,7 +228,10 @@ fn gateway_settings(
     let mirrors: Vec<Value> = spec
         .mirrors
         .iter()
-        .map(|topic| Value::Table(Table::from_iter([("topic".to_owned(), topic.as_str().into())])))
+        .map(|topic| {
+            let topic = ("topic".to_owned(), topic.as_str().into());
+            Value::Table([topic].into_iter().chain(spec.mirror.iter().cloned()).collect())
+        })
         .collect();
     let filters: Vec<Value> = spec.filters.iter().map(|pattern| pattern.as_str().into()).collect();
     let link = Table::from_iter([

@@ -256,22 +256,15 @@ impl Fetcher {
                 readable.push(key.0.clone());
             }
             let assignment = assignment.clone();
-            let offset = assignment.cursor.place().offset;
             assignment.cursor.note_end(partition.last_stable_offset, partition.high_watermark);
-            let (mut high_watermark, mut log_start) = (partition.high_watermark, partition.log_start_offset);
-            let mut taken = take(self.answer(partition, &assignment, others));
-            if taken.starved {
-                let whole = self.ask_for_one(session, &key, &assignment, offset).await?;
-                if let Some(code) = whole.error {
+            let read = match self.read_answer(session, &key, &assignment, partition, others).await? {
+                Ok(read) => read,
+                Err(code) => {
                     returns.push((key, assignment.fetch, Why::Trouble(code)));
                     continue;
                 }
-                (high_watermark, log_start) = (whole.high_watermark, whole.log_start_offset);
-                taken = take(self.answer(whole, &assignment, false));
-                if taken.starved {
-                    taken.stop = Some(Stop::Failed(unreadable(&key, offset, self.one_batch())));
-                }
-            }
+            };
+            let (taken, high_watermark, log_start) = read;
             let Taken { entries, stop, next, epoch, starved: _, read, remade } = taken;
             let (topic, partition, fetch) = (key.0.clone(), key.1, assignment.fetch);
             count(read, remade);
@@ -316,6 +309,34 @@ impl Fetcher {
             self.note(Note::Readable { topic }).await;
         }
         Ok(())
+    }
+
+    /// What an answer holds of a partition, with high watermark and log start. Asks for the next batch alone where not even
+    /// that was whole.
+    async fn read_answer(
+        &self,
+        session: &FetchSession,
+        key: &Key,
+        assignment: &Assignment,
+        partition: FetchedPartition,
+        others: bool,
+    ) -> Result<Result<(Taken, Offset, Offset), ErrorCode>, KafkaError> {
+        let ends = (partition.high_watermark, partition.log_start_offset);
+        let taken = take(self.answer(partition, assignment, others));
+        if !taken.starved {
+            return Ok(Ok((taken, ends.0, ends.1)));
+        }
+        let offset = assignment.cursor.place().offset;
+        let whole = self.ask_for_one(session, key, assignment, offset).await?;
+        if let Some(code) = whole.error {
+            return Ok(Err(code));
+        }
+        let ends = (whole.high_watermark, whole.log_start_offset);
+        let mut taken = take(self.answer(whole, assignment, false));
+        if taken.starved {
+            taken.stop = Some(Stop::Failed(unreadable(key, offset, self.one_batch())));
+        }
+        Ok(Ok((taken, ends.0, ends.1)))
     }
 
     fn answer(&self, fetched: FetchedPartition, assignment: &Assignment, others: bool) -> Answer {

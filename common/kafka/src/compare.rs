@@ -1,10 +1,12 @@
 //! The one raw log compare: two logs, batch for batch, as the brokers store them. Demo, tests and `verify` use it.
 //!
-//! Equal means: at the same offsets, the same canonical CRC and the same record section. In place of the source's log a
+//! Equal means: at the same offsets, the same canonical CRC and the same record section; the same records, where batches are
+//! not cut alike: re-encoded ones, and what compaction and the start of a log leave of others. In place of the source's log a
 //! [`digest`] of it does: its canonical CRCs, without the records. Memory is bounded by one answer of each side.
 
 pub mod digest;
 mod entry;
+mod loose;
 mod merge;
 mod reader;
 mod survey;
@@ -60,11 +62,19 @@ pub struct CompareOptions {
     /// Producer id of the mirror's only writer, where it is known. Its control batches are gaps then, which stand where
     /// the source holds nothing that a consumer sees; what others wrote is told as such.
     pub writer: Option<i64>,
+    /// Whether the topic is compacted: the mirror's cleaner may have taken records that the source still has.
+    pub compacted: bool,
 }
 
 impl Default for CompareOptions {
     fn default() -> Self {
-        Self { max_differences: 20, fetch_bytes: 1 << 20, patience: Duration::from_secs(30), writer: None }
+        Self {
+            max_differences: 20,
+            fetch_bytes: 1 << 20,
+            patience: Duration::from_secs(30),
+            writer: None,
+            compacted: false,
+        }
     }
 }
 
@@ -85,6 +95,10 @@ pub struct Comparison {
     pub extent_count: u64,
     /// How many of them are batches that somebody else wrote into the mirror.
     pub foreign_count: u64,
+    /// Batches of the source that were compared record by record: re-encoded, thinned, or cut by the start of a log.
+    pub remade: u64,
+    /// Records that compaction took from the source after they were mirrored, and from the mirror. No difference.
+    pub cleaned: [u64; 2],
     /// Offsets that are gaps in the mirror and hold nothing that a consumer sees at the source. No difference.
     pub gaps: u64,
     /// What was read of the source, and of the mirror.
@@ -117,6 +131,10 @@ impl Comparison {
         self.extent_count += other.extent_count;
         self.foreign_count += other.foreign_count;
         self.gaps += other.gaps;
+        self.remade += other.remade;
+        for (cleaned, more) in self.cleaned.iter_mut().zip(other.cleaned) {
+            *cleaned += more;
+        }
         for (reads, more) in self.reads.iter_mut().zip(other.reads) {
             reads.bytes += more.bytes;
             reads.waited += more.waited;

@@ -9,11 +9,13 @@ mod filler;
 mod legacy;
 mod reencode;
 mod snappy;
+mod sums;
 
 pub use control::is_abort_marker;
 pub use filler::{filler, is_filler};
 pub use legacy::{Legacy, from_legacy};
 pub use reencode::{Piece, ReencodeError, Runs, Unfit};
+pub use sums::{RecordSum, record_sums};
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::indexmap::IndexMap;

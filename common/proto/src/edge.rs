@@ -10,7 +10,8 @@
 //! A partition: the gateway tells a Position -> the tail is compared, with memory or with journal and source -> Placed,
 //! and frames go out from there. What was fetched and not confirmed stays in the window over any number of sessions; what
 //! stays for longer than the spill delay goes to the journal, and is read back from there in order. A site that was
-//! [restored](EdgeInput::Restored) goes on fetching in the dark.
+//! [restored](EdgeInput::Restored) goes on fetching in the dark. Where the source has deleted what comes next, the gateway
+//! hears where its log starts, once all before it is confirmed, and answers with a Position.
 //!
 //! Must never: send a byte of a partition before its mirror's tail was compared; hold more than the window and what the
 //! fetchers had under way; let go of a record the cloud has not confirmed, unless journal or source still has it.

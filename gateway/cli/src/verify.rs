@@ -163,9 +163,11 @@ async fn live(
     options: CompareOptions,
     report: &mut Report,
 ) -> Result<(), VerifyError> {
+    let compacted = &plan.compacted(source).await?;
     let meter = Meter::start(cloud, plan, options).await?;
     let passed: Passed<'_> = &|offsets| meter.passed(offsets);
     let compared = stream::iter(&plan.partitions).map(|planned| async move {
+        let options = CompareOptions { compacted: compacted.contains(&planned.pair.source), ..options };
         let found = compare_pair(source, cloud, &planned.pair, options, passed).await;
         found.map(|found| (planned, found)).map_err(CompareError::from)
     });

@@ -267,6 +267,17 @@ impl KafkaCluster {
         self.with_node(id, |node| node.damage_log(topic, partition, at));
     }
 
+    /// Makes an empty partition's log begin and end at `start`, on the disk of a broker that was stopped: what years of
+    /// writing and deleting leave.
+    pub fn place_log(&self, id: i32, topic: &str, partition: i32, start: i64) {
+        self.with_node(id, |node| node.place_log(topic, partition, start));
+    }
+
+    /// Port of the first broker's own listener.
+    pub(super) fn internal_port(&self) -> u16 {
+        self.with_node(1, |node| node.ports.internal)
+    }
+
     fn with_node<T>(&self, id: i32, act: impl FnOnce(&mut Node) -> T) -> T {
         act(self.nodes().iter_mut().find(|node| node.id == id).expect("a cluster's brokers are 1 to 3"))
     }

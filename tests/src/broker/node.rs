@@ -130,6 +130,21 @@ impl Node {
         fs::write(segment, bytes).expect("a segment can be written");
     }
 
+    pub(super) fn place_log(&mut self, topic: &str, partition: i32, start: i64) {
+        assert!(!self.running(), "broker {} may still write", self.id);
+        let segments = self.segments(topic, partition);
+        assert!(self.stored_log(topic, partition).is_empty(), "the log of {topic}/{partition} is not empty");
+        let first = segments.first().expect("a partition has a segment");
+        let folder = first.parent().expect("a segment lies in a folder").to_owned();
+        for entry in fs::read_dir(&folder).expect("a log's folder can be read").flatten() {
+            // Indexes and snapshots of producers are named for offsets too, and made anew where they are missing.
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with('0')) {
+                fs::remove_file(entry.path()).expect("a log's file can be removed");
+            }
+        }
+        fs::write(folder.join(format!("{start:020}.log")), []).expect("a log's folder can be written");
+    }
+
     /// The partition's segment files, in order.
     fn segments(&self, topic: &str, partition: i32) -> Vec<PathBuf> {
         let folder = self.folder.join("data").join(format!("{topic}-{partition}"));

@@ -49,10 +49,10 @@ fn each_kind_of_difference_is_told() {
     let (step, found) = both(&at(10).build(), &at(12).fill(9).build());
     assert_eq!((step, kinds(&found)), (Step::Source, vec![(10, &DifferenceKind::Missing)]));
 
-    let (step, found) = both(&at(12).build(), &at(10).fill(9).build());
-    assert_eq!((step, kinds(&found)), (Step::Mirror, vec![(10, &DifferenceKind::Extra)]));
+    let (step, found) = both(&at(12).build(), &at(11).fill(9).build());
+    assert_eq!((step, kinds(&found)), (Step::Mirror, vec![(11, &DifferenceKind::Extra)]));
     assert_eq!(found.batches, 0);
-    assert_eq!(found.differences[0].to_string(), "t[3]@10: in the mirror only");
+    assert_eq!(found.differences[0].to_string(), "t[3]@11: in the mirror only");
 }
 
 #[test]
@@ -204,4 +204,90 @@ fn what_differs_in_extent_only_is_told_apart() {
     assert!(difference(DifferenceKind::Start { source: 4, mirror: 2 }).is_extent());
     assert!(!difference(DifferenceKind::End { source: 2, mirror: 4 }).is_extent());
     assert!(!difference(DifferenceKind::Missing).is_extent());
+}
+
+/// Records by hand, uncompressed, at these offsets.
+fn keyed(offsets: &[i64], value: &'static str) -> Batch {
+    use crate::records::{Record, Writer, encode_batch};
+    let base = offsets[0];
+    let record = |offset: &i64| Record {
+        offset: 0,
+        timestamp: 1_700_000_000_000 + offset,
+        key: Some(offset.to_string().into()),
+        value: Some(value.into()),
+        headers: Vec::new(),
+    };
+    let dense: Vec<i64> = (base..=*offsets.last().unwrap()).collect();
+    let records: Vec<_> = dense.iter().map(record).collect();
+    let writer = Writer { producer_id: LINK, epoch: 0, sequence: 0 };
+    let mut bytes = encode_batch(&records, writer).unwrap().to_vec();
+    bytes[..8].copy_from_slice(&base.to_be_bytes());
+    let whole = Batch::parse(bytes.into()).unwrap();
+    if dense == offsets { whole } else { thinned(&whole, offsets) }
+}
+
+/// As the cleaner leaves a batch: these records, and the offsets that it had.
+fn thinned(whole: &Batch, kept: &[i64]) -> Batch {
+    let (mut section, mut count) = (Vec::new(), 0_i32);
+    let mut rest = whole.record_section();
+    let mut at = whole.base_offset();
+    while let Some(&length) = rest.first() {
+        // Short records: a zigzag length of one byte.
+        let size = usize::from(length / 2) + 1;
+        if kept.contains(&at) {
+            section.extend_from_slice(&rest[..size]);
+            count += 1;
+        }
+        rest = &rest[size..];
+        at += 1;
+    }
+    let mut bytes = whole.bytes()[..61].to_vec();
+    bytes.extend(section);
+    bytes[57..61].copy_from_slice(&count.to_be_bytes());
+    let length = i32::try_from(bytes.len()).unwrap() - 12;
+    bytes[8..12].copy_from_slice(&length.to_be_bytes());
+    let crc = crc32c::crc32c(&bytes[21..]).to_be_bytes();
+    bytes[17..21].copy_from_slice(&crc);
+    Batch::parse(bytes.into()).unwrap()
+}
+
+#[test]
+fn what_was_re_encoded_is_compared_by_record() {
+    let ours = [keyed(&[0, 1, 3, 6], "v"), keyed(&[7, 8], "v")];
+    let theirs = [keyed(&[0, 1], "v"), gap(2), keyed(&[3], "v"), gap(4), gap(5), keyed(&[6], "v"), keyed(&[7, 8], "v")];
+    let found = explained(&ours, &theirs);
+    assert_eq!(kinds(&found), []);
+    assert_eq!((found.remade, found.batches, found.records, found.gaps), (1, 1, 6, 3));
+
+    let mut changed = theirs;
+    changed[2] = keyed(&[3], "w");
+    let found = explained(&ours, &changed);
+    assert!(matches!(kinds(&found)[..], [(3, DifferenceKind::Changed { .. })]), "{found:?}");
+    changed[2] = gap(3);
+    let found = explained(&ours, &changed);
+    assert_eq!(kinds(&found), [(0, &DifferenceKind::Covered { last: 6 })]);
+}
+
+#[test]
+fn what_a_cleaner_took_is_no_difference() {
+    // From the source: records, and a batch.
+    let ours = [keyed(&[0, 2, 3], "v"), keyed(&[6, 7], "v")];
+    let theirs = [keyed(&[0, 1, 2, 3], "v"), keyed(&[4, 5], "v"), keyed(&[6, 7], "v")];
+    let found = explained(&ours, &theirs);
+    assert_eq!((kinds(&found), found.cleaned, found.records), (vec![], [3, 0], 5));
+    // From the mirror, where the topic is compacted.
+    let compacted = |compacted| {
+        let pair = pair(Extent::Whole);
+        let options = CompareOptions { writer: Some(LINK), compacted, ..CompareOptions::default() };
+        let mut merge = Merge::new(&pair, options, QUIET);
+        let (ours, theirs): (Vec<_>, Vec<_>) =
+            (theirs.iter().map(Entry::of).collect(), ours.iter().map(Entry::of).collect());
+        merge.bounds(0..8, 0..8);
+        merge.walk(&ours, &theirs);
+        merge.found
+    };
+    let found = compacted(true);
+    assert_eq!((kinds(&found), found.cleaned, found.records), (vec![], [0, 3], 5));
+    let found = compacted(false);
+    assert_eq!(kinds(&found), [(1, &DifferenceKind::Missing), (4, &DifferenceKind::Missing)]);
 }

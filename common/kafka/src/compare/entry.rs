@@ -56,6 +56,17 @@ impl Entry {
         self.last_offset + 1
     }
 
+    pub(super) fn is_transactional(&self) -> bool {
+        self.kind == Kind::Transactional
+    }
+
+    /// Whether the batch may stand for others in a mirror, or others for it: a log begins within it, it was thinned, or its
+    /// times are of append.
+    pub(super) fn is_unfit(&self, log_start: i64) -> bool {
+        let remade = |batch: &Batch| batch.is_log_append_time() || batch.may_be_cleaned();
+        !self.is_control() && (self.base_offset < log_start || self.batch.as_ref().is_some_and(remade))
+    }
+
     pub(super) fn is_control(&self) -> bool {
         matches!(self.kind, Kind::Abort | Kind::Control)
     }

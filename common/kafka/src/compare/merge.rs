@@ -8,6 +8,7 @@ use tombolo_proto::batch::BatchError;
 
 use super::digest::DigestReader;
 use super::entry::{Entry, Kind};
+use super::loose::{Behind, Loose, Meeting};
 use super::reader::Reader;
 use super::{CompareError, CompareOptions, Comparison, Difference, DifferenceKind, Extent, LogPair, Passed, Side};
 
@@ -79,6 +80,12 @@ pub(super) struct Merge<'a> {
     /// Batches that gaps stand for, by producer, until their transaction ends.
     pending: HashMap<i64, Vec<Range<i64>>>,
     pending_count: usize,
+    /// First offset that is compared.
+    start: i64,
+    /// Offsets that each log has been read to.
+    read: [i64; 2],
+    /// Where batches are not cut alike.
+    loose: Loose,
 }
 
 /// Which log goes on after a step.
@@ -87,6 +94,7 @@ pub(super) enum Step {
     Both,
     Source,
     Mirror,
+    Neither,
 }
 
 impl<'a> Merge<'a> {
@@ -94,7 +102,8 @@ impl<'a> Merge<'a> {
         let found = Comparison::default();
         let pending = HashMap::new();
         let (covered, beyond, source_end, pending_count) = (None, false, i64::MAX, 0);
-        Self { pair, options, passed, found, covered, beyond, source_end, pending, pending_count }
+        let (start, read, loose) = (0, [0; 2], Loose::default());
+        Self { pair, options, passed, found, covered, beyond, source_end, pending, pending_count, start, read, loose }
     }
 
     pub(super) async fn compare(
@@ -114,6 +123,7 @@ impl<'a> Merge<'a> {
         };
         for window in windows {
             let window = within(window, &whole);
+            self.begin(window.start);
             source.seek(within(&window, &shared));
             mirror.seek(window);
             if !self.run(&mut source, &mut mirror).await? {
@@ -129,6 +139,12 @@ impl<'a> Merge<'a> {
         }
         self.found.reads[1] = mirror.reads();
         Ok(self.found)
+    }
+
+    fn begin(&mut self, offset: i64) {
+        self.start = offset;
+        self.read = [offset; 2];
+        self.loose.begin(offset);
     }
 
     /// What both logs have of the extent and where the mirror ends; differences for what only one has. A mirror that is
@@ -159,7 +175,7 @@ impl<'a> Merge<'a> {
             let mirrored = async { mirror.peek().await.map_err(CompareError::from) };
             let (ours, theirs) = tokio::try_join!(source.peek(), mirrored)?;
             let step = match (ours, theirs) {
-                (None, None) => {
+                (None, None) if self.loose.behind().is_none() => {
                     (self.passed)(u64::try_from(mirror.position() - told).unwrap_or(0));
                     return Ok(true);
                 }
@@ -171,14 +187,12 @@ impl<'a> Merge<'a> {
                     self.note(at.1, DifferenceKind::Unreadable { side: Side::Mirror, error });
                     return Ok(false);
                 }
-                (Some(Ok(ours)), None) => self.missing(ours),
-                (None, Some(Ok(theirs))) => self.extra(theirs),
-                (Some(Ok(ours)), Some(Ok(theirs))) => self.both(ours, theirs),
+                (ours, theirs) => self.step(ours.and_then(Result::ok), theirs.and_then(Result::ok)),
             };
-            if step != Step::Mirror {
+            if matches!(step, Step::Both | Step::Source) {
                 source.pass();
             }
-            if step != Step::Source {
+            if matches!(step, Step::Both | Step::Mirror) {
                 mirror.pass();
                 (self.passed)(u64::try_from(mirror.position() - told).unwrap_or(0));
                 told = mirror.position();
@@ -190,16 +204,102 @@ impl<'a> Merge<'a> {
     #[cfg(test)]
     pub(super) fn walk(&mut self, mut ours: &[Entry], mut theirs: &[Entry]) {
         loop {
-            let step = match (ours.first(), theirs.first()) {
-                (None, None) => break,
-                (Some(ours), None) => self.missing(ours),
-                (None, Some(theirs)) => self.extra(theirs),
-                (Some(ours), Some(theirs)) => self.both(ours, theirs),
-            };
-            ours = &ours[usize::from(step != Step::Mirror)..];
-            theirs = &theirs[usize::from(step != Step::Source)..];
+            if ours.is_empty() && theirs.is_empty() && self.loose.behind().is_none() {
+                break;
+            }
+            let step = self.step(ours.first(), theirs.first());
+            ours = &ours[usize::from(matches!(step, Step::Both | Step::Source))..];
+            theirs = &theirs[usize::from(matches!(step, Step::Both | Step::Mirror))..];
         }
         self.settle_rest();
+    }
+
+    /// One step on, with the next batch of each log.
+    fn step(&mut self, ours: Option<&Entry>, theirs: Option<&Entry>) -> Step {
+        let step = match (self.loose.behind(), ours, theirs) {
+            (Some(behind), ..) => self.loosely(behind, ours, theirs),
+            (None, Some(ours), Some(theirs)) if self.not_cut_alike(ours, theirs) => {
+                self.loose.begin(self.read[0].max(self.read[1]).min(ours.base_offset.min(theirs.base_offset)));
+                let first = if ours.base_offset <= theirs.base_offset { Behind::Source } else { Behind::Mirror };
+                self.loosely(first, Some(ours), Some(theirs))
+            }
+            (None, Some(ours), Some(theirs)) => self.both(ours, theirs),
+            (None, Some(ours), None) => self.missing(ours, None),
+            (None, None, Some(theirs)) => self.extra(theirs, None),
+            (None, None, None) => Step::Neither,
+        };
+        for (at, (entry, of)) in [(ours, Step::Source), (theirs, Step::Mirror)].into_iter().enumerate() {
+            if let Some(entry) = entry.filter(|_| step == Step::Both || step == of)
+                && let Some(read) = self.read.get_mut(at)
+            {
+                *read = entry.next_offset();
+            }
+        }
+        step
+    }
+
+    /// Whether the two are to be compared record by record: they overlap, are no equal batches, and one is as compaction,
+    /// re-encoding or the log's start leave it.
+    fn not_cut_alike(&self, ours: &Entry, theirs: &Entry) -> bool {
+        let overlap = ours.base_offset <= theirs.last_offset && theirs.base_offset <= ours.last_offset;
+        let foreign = !self.is_gap(theirs) && self.is_foreign(theirs);
+        let records = ours.batch.is_some() && !ours.is_control() && !foreign;
+        let unfit = ours.is_unfit(self.start) || theirs.is_unfit(self.start);
+        overlap && records && unfit && !(same_place(ours, theirs) && ours.same_content(theirs))
+    }
+
+    /// Reads the log that is behind on by a batch, or to where the other one was read to if it has none before that.
+    fn loosely(&mut self, behind: Behind, ours: Option<&Entry>, theirs: Option<&Entry>) -> Step {
+        let next = match behind {
+            Behind::Source => ours,
+            Behind::Mirror => theirs,
+        };
+        let first = self.loose.behind().is_none();
+        let step = if let Some(next) = next.filter(|next| first || self.loose.reaches(next.base_offset)) {
+            self.take(behind, next);
+            if behind == Behind::Source { Step::Source } else { Step::Mirror }
+        } else {
+            self.loose.pass(behind);
+            Step::Neither
+        };
+        while let Some(meeting) = self.loose.meet() {
+            self.meet(&meeting);
+        }
+        step
+    }
+
+    fn take(&mut self, of: Behind, entry: &Entry) {
+        let marker = of == Behind::Mirror && self.is_gap(entry);
+        if !self.loose.take(of, entry, self.start, marker) {
+            let side = if of == Behind::Source { Side::Source } else { Side::Mirror };
+            self.note(entry.base_offset, DifferenceKind::Corrupt { side });
+        }
+        if of == Behind::Mirror {
+            return;
+        }
+        if entry.is_control() {
+            self.settle(entry);
+        } else {
+            self.found.bytes += u64::from(entry.bytes);
+            self.found.remade += 1;
+        }
+    }
+
+    fn meet(&mut self, meeting: &Meeting) {
+        match *meeting {
+            Meeting::Equal => self.found.records += 1,
+            Meeting::Different { offset, source, mirror } => {
+                self.note(offset, DifferenceKind::Changed { source: (offset, source), mirror: (offset, mirror) });
+            }
+            Meeting::Covered(batch) => {
+                self.found.gaps += 1;
+                self.cover(batch.transaction, batch.base_offset..batch.last_offset);
+            }
+            Meeting::OursOnly { .. } if self.options.compacted => self.found.cleaned[1] += 1,
+            Meeting::OursOnly { offset } => self.note(offset, DifferenceKind::Missing),
+            Meeting::TheirsOnly => self.found.cleaned[0] += 1,
+            Meeting::Gap => self.found.gaps += 1,
+        }
     }
 
     pub(super) fn both(&mut self, ours: &Entry, theirs: &Entry) -> Step {
@@ -211,7 +311,7 @@ impl<'a> Merge<'a> {
                 self.note(batch.base_offset, DifferenceKind::Corrupt { side });
             }
         }
-        let same_place = (ours.base_offset, ours.last_offset) == (theirs.base_offset, theirs.last_offset);
+        let same_place = same_place(ours, theirs);
         let same_content = ours.same_content(theirs);
         if same_content && same_place {
             self.found.batches += 1;
@@ -225,9 +325,9 @@ impl<'a> Merge<'a> {
             self.changed(ours, theirs);
             Step::Both
         } else if ours.base_offset < theirs.base_offset {
-            self.missing(ours)
+            self.missing(ours, Some(theirs))
         } else {
-            self.extra(theirs)
+            self.extra(theirs, Some(ours))
         }
     }
 
@@ -242,7 +342,7 @@ impl<'a> Merge<'a> {
     /// A gap stands for what no consumer of committed records sees: nothing, a control record, an aborted record.
     fn gap(&mut self, ours: &Entry, theirs: &Entry) -> Step {
         if theirs.base_offset > ours.last_offset {
-            return self.missing(ours);
+            return self.missing(ours, Some(theirs));
         }
         self.found.gaps += u64::try_from(theirs.next_offset() - theirs.base_offset).unwrap_or(0);
         if theirs.last_offset < ours.base_offset {
@@ -252,16 +352,26 @@ impl<'a> Merge<'a> {
             self.settle(ours);
             return Step::Both;
         }
-        if self.covered != Some(ours.base_offset) {
-            self.covered = Some(ours.base_offset);
-            if ours.kind == Kind::Transactional && self.pending_count < MAX_PENDING {
-                self.pending_count += 1;
-                self.pending.entry(ours.producer_id).or_default().push(ours.base_offset..ours.last_offset);
-            } else {
-                self.note(ours.base_offset, DifferenceKind::Covered { last: ours.last_offset });
-            }
+        if ours.records > 0 {
+            let transaction = ours.is_transactional().then_some(ours.producer_id);
+            self.cover(transaction, ours.base_offset..ours.last_offset);
         }
         Step::Mirror
+    }
+
+    /// Records of a batch of the source have a gap in their place, which is told once.
+    fn cover(&mut self, transaction: Option<i64>, batch: Range<i64>) {
+        if self.covered == Some(batch.start) {
+            return;
+        }
+        self.covered = Some(batch.start);
+        match transaction {
+            Some(producer_id) if self.pending_count < MAX_PENDING => {
+                self.pending_count += 1;
+                self.pending.entry(producer_id).or_default().push(batch);
+            }
+            Some(_) | None => self.note(batch.start, DifferenceKind::Covered { last: batch.end }),
+        }
     }
 
     /// A transaction of the source ended: what was aborted may be a gap, what was committed may not.
@@ -283,19 +393,33 @@ impl<'a> Merge<'a> {
         }
     }
 
-    fn missing(&mut self, ours: &Entry) -> Step {
-        if self.covered != Some(ours.base_offset) {
+    /// The mirror's next batch is `theirs`.
+    fn missing(&mut self, ours: &Entry, theirs: Option<&Entry>) -> Step {
+        let next = theirs.map_or(i64::MAX, |theirs| theirs.base_offset);
+        let is_hole = self.read[1] <= ours.base_offset && ours.last_offset < next;
+        if ours.is_control() {
+            self.settle(ours);
+        }
+        if self.options.compacted && is_hole {
+            let seen = if ours.is_control() { 0 } else { ours.records };
+            self.found.cleaned[1] += u64::try_from(seen).unwrap_or(0);
+        } else if self.covered != Some(ours.base_offset) && ours.records > 0 {
             self.note(ours.base_offset, DifferenceKind::Missing);
         }
         Step::Source
     }
 
-    fn extra(&mut self, theirs: &Entry) -> Step {
+    /// The source's next batch is `ours`.
+    fn extra(&mut self, theirs: &Entry, ours: Option<&Entry>) -> Step {
         self.beyond |= theirs.last_offset >= self.source_end;
+        let is_hole =
+            self.read[0] <= theirs.base_offset && ours.is_some_and(|ours| theirs.last_offset < ours.base_offset);
         if self.is_gap(theirs) {
             self.found.gaps += u64::try_from(theirs.next_offset() - theirs.base_offset).unwrap_or(0);
         } else if self.is_foreign(theirs) {
             self.note(theirs.base_offset, foreign(theirs));
+        } else if is_hole && !theirs.is_control() {
+            self.found.cleaned[0] += u64::try_from(theirs.records).unwrap_or(0);
         } else {
             self.note(theirs.base_offset, DifferenceKind::Extra);
         }
@@ -325,6 +449,10 @@ impl<'a> Merge<'a> {
             self.found.differences.push(difference);
         }
     }
+}
+
+fn same_place(ours: &Entry, theirs: &Entry) -> bool {
+    (ours.base_offset, ours.last_offset) == (theirs.base_offset, theirs.last_offset)
 }
 
 fn foreign(theirs: &Entry) -> DifferenceKind {

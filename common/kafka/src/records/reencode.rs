@@ -132,15 +132,8 @@ impl Unfit {
             .ok_or(ReencodeError::Codec { offset, codec })?;
         let from = from.clamp(offset, batch.next_offset());
         Ok(Runs {
-            source: Source {
-                section,
-                limit,
-                from,
-                left: batch.record_count(),
-                append_time: batch.is_log_append_time().then(|| batch.max_timestamp()),
-                record: Vec::new(),
-                last: None,
-            },
+            source: Source::new(&batch, section, limit),
+            from,
             assembler: Assembler::new(codec, from, batch.leader_epoch()),
             batch,
             ended: false,
@@ -152,15 +145,15 @@ impl Unfit {
 pub struct Runs {
     batch: Batch,
     source: Source,
+    from: i64,
     assembler: Assembler,
     ended: bool,
 }
 
 /// The records of a batch, one after the other.
-struct Source {
+pub(super) struct Source {
     section: Section,
     limit: usize,
-    from: i64,
     left: i32,
     append_time: Option<i64>,
     record: Vec<u8>,
@@ -171,22 +164,37 @@ struct Source {
 impl Runs {
     fn step(&mut self) -> Result<(), ReencodeError> {
         let batch = &self.batch;
-        if self.source.left == 0 {
-            self.source.end(batch)?;
-            self.assembler.skip_to(batch.next_offset())?;
-            self.assembler.close_run()?;
-            self.ended = true;
-            return Ok(());
+        if let Some(record) = self.source.next(batch)? {
+            return if record.offset < self.from { Ok(()) } else { self.assembler.push(record) };
         }
-        self.source.left -= 1;
-        let from = self.source.from;
-        let record = self.source.read(batch)?;
-        if record.offset < from { Ok(()) } else { self.assembler.push(record) }
+        self.assembler.skip_to(batch.next_offset())?;
+        self.assembler.close_run()?;
+        self.ended = true;
+        Ok(())
     }
 }
 
 impl Source {
-    /// The next record; its tail stays in the buffer.
+    pub(super) fn new(batch: &Batch, section: Section, limit: usize) -> Self {
+        Self {
+            section,
+            limit,
+            left: batch.record_count(),
+            append_time: batch.is_log_append_time().then(|| batch.max_timestamp()),
+            record: Vec::new(),
+            last: None,
+        }
+    }
+
+    /// The next record; its tail stays in the buffer. `None` at the end, which was looked at.
+    pub(super) fn next(&mut self, batch: &Batch) -> Result<Option<Content<'_>>, ReencodeError> {
+        if self.left == 0 {
+            return self.end(batch).map(|()| None);
+        }
+        self.left -= 1;
+        self.read(batch).map(Some)
+    }
+
     fn read(&mut self, batch: &Batch) -> Result<Content<'_>, ReencodeError> {
         let offset = batch.base_offset() + self.last.map_or(0, |delta| delta + 1);
         let malformed = |reason| ReencodeError::Malformed { offset, reason };

@@ -16,12 +16,13 @@
 
 mod held;
 mod journaled;
+mod memory;
 
 use std::collections::VecDeque;
 
 use held::{Held, Sent, SentWhat};
+pub(super) use memory::Recall;
 
-use super::evidence::{contradicts, differs, proves};
 use super::outgoing::OutgoingBody;
 use crate::failure::{Failure, FailureCode};
 use crate::frame::{Entry, Packed};
@@ -57,14 +58,6 @@ impl Fetching {
             Self::Off => false,
         }
     }
-}
-
-/// What memory says about a mirror's tail.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Recall {
-    Agrees,
-    Unknown,
-    Differs(Failure),
 }
 
 /// What is sent next.
@@ -199,11 +192,6 @@ impl EdgePartition {
         self.held().filter(|held| held.next() > end).find_map(Held::timestamp).or(self.last_timestamp)
     }
 
-    /// What is remembered of what the cloud confirmed, and the source's epoch of its last batch.
-    pub(super) fn shipped(&self) -> (Vec<TailBatch>, i32) {
-        (self.shipped.clone(), self.shipped_epoch)
-    }
-
     /// Whether the cloud lacks something that was fetched.
     pub(super) fn is_unshipped(&self) -> bool {
         self.progress.is_some_and(|progress| progress.confirmed < progress.fetched)
@@ -281,54 +269,6 @@ impl EdgePartition {
         (epoch >= 0).then_some(epoch)
     }
 
-    fn shipped_end(&self) -> Option<Offset> {
-        self.shipped.last().map(|last| last.last_offset + 1)
-    }
-
-    /// Compares a mirror's tail with what was shipped and what is held. `compacted`: what is held may have been read after
-    /// the source had lost records that were shipped.
-    pub(super) fn recall(&self, tail: &[TailBatch], next_offset: Offset, compacted: bool) -> Recall {
-        if next_offset == 0 {
-            return Recall::Agrees;
-        }
-        let flight = self.flight.iter().flat_map(|sent| match &sent.what {
-            SentWhat::Held(held) => vec![held.tail()],
-            SentWhat::Journaled(tail) => tail.clone(),
-        });
-        let started = self.deleted_before(next_offset);
-        // What was shipped and what was read since may be of two histories.
-        let sure: Vec<TailBatch> = self.shipped.iter().copied().chain(started).collect();
-        let read: Vec<TailBatch> = flight.chain(self.window.iter().map(Held::tail)).collect();
-        let against = |ours: &[TailBatch], compacted| {
-            let mut pairs = tail.iter().flat_map(|theirs| ours.iter().map(move |ours| (*ours, *theirs)));
-            pairs.find(|(ours, theirs)| contradicts(ours, theirs, compacted))
-        };
-        if let Some((ours, theirs)) = against(&sure, false).or_else(|| against(&read, compacted)) {
-            return Recall::Differs(differs(self.partition, &ours, &theirs));
-        }
-        let known = [sure.as_slice(), &read].concat();
-        // A mirror that holds nothing at all, as we know it.
-        let nothing = tail.is_empty()
-            && sure.iter().all(|ours| ours.gap)
-            && sure.last().is_some_and(|last| last.last_offset + 1 == next_offset);
-        if nothing || proves(&known, tail) { Recall::Agrees } else { Recall::Unknown }
-    }
-
-    /// What the gateway was told to be no more at the source, if that ends at `next_offset` or, where the gateway is not
-    /// done with it, goes on there.
-    pub(super) fn deleted_before(&self, next_offset: Offset) -> Option<TailBatch> {
-        let (first, start) = self.started?;
-        (first < next_offset && next_offset <= start).then(|| TailBatch::gap(first, next_offset))
-    }
-
-    /// The start of the source's log, if it is time to tell it: all that was fetched before is confirmed.
-    pub(super) fn take_start(&mut self) -> Option<Offset> {
-        let progress = self.progress.filter(|progress| progress.confirmed == progress.fetched)?;
-        let start = self.overtaken.take_if(|_| matches!(self.placement, Placement::Placed { .. }))?;
-        self.started = Some((progress.fetched, start));
-        Some(start)
-    }
-
     /// Whether memory, the journal and the fetch behind them go on at `next_offset`.
     pub(super) fn goes_on_at(&self, next_offset: Offset) -> bool {
         let Some(progress) = self.progress else { return false };
@@ -348,16 +288,7 @@ impl EdgePartition {
         self.known = true;
         self.dirty = true;
         self.untrimmed = true;
-        if let Some(deleted) = self.deleted_before(next_offset) {
-            self.remember(deleted);
-            self.shipped_epoch = -1;
-        }
-        self.started = None;
-        // What the cloud lost is shipped again, and then known again.
-        self.shipped.retain(|one| one.base_offset < next_offset);
-        if let Some(last) = self.shipped.last_mut().filter(|last| last.gap) {
-            last.last_offset = last.last_offset.min(next_offset - 1);
-        }
+        self.forget_above(next_offset);
         let goes_on = self.goes_on_at(next_offset);
         if let (true, Some(progress)) = (goes_on, self.progress) {
             self.progress = Some(EdgeProgress { confirmed: next_offset, sent: next_offset, ..progress });
@@ -570,37 +501,6 @@ impl EdgePartition {
         self.remember_part(offset);
         self.drop_journal_below(offset);
         Some(before - self.in_flight_bytes)
-    }
-
-    /// Remembers what the cloud has, up to `offset`, of a frame or a gap that it does not have whole.
-    fn remember_part(&mut self, offset: Offset) {
-        let end = self.shipped_end();
-        let tail = match self.flight.front().map(|sent| &sent.what) {
-            Some(SentWhat::Held(held)) => vec![held.tail()],
-            Some(SentWhat::Journaled(tail)) => tail.clone(),
-            None => return,
-        };
-        for one in tail.into_iter().filter(|one| one.base_offset < offset) {
-            if one.last_offset < offset {
-                self.remember(one);
-            } else if one.gap {
-                self.remember(TailBatch::gap(one.base_offset, offset));
-            }
-        }
-        if self.shipped_end() != end {
-            self.shipped_epoch = -1;
-        }
-    }
-
-    fn remember(&mut self, entry: TailBatch) {
-        let end = self.shipped_end().unwrap_or(0);
-        // A frame of the journal may reach below where it was taken up.
-        if entry.last_offset < end {
-            return;
-        }
-        let entry =
-            if entry.gap && entry.base_offset < end { TailBatch::gap(end, entry.last_offset + 1) } else { entry };
-        entry.append(&mut self.shipped);
     }
 
     fn drop_below(&mut self, offset: Offset) {

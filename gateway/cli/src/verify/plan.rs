@@ -1,10 +1,11 @@
 //! What to compare with what, and what has no counterpart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use tombolo_kafka::Cluster;
+use tombolo_kafka::admin::{ConfigResource, describe_configs};
 use tombolo_kafka::cluster::ClusterMetadata;
 use tombolo_kafka::compare::digest::Summary;
 use tombolo_kafka::compare::{CompareOptions, Extent, LogPair, extent};
@@ -99,6 +100,24 @@ impl Plan {
             partitions.push(Planned { pair, windows });
         }
         Ok(Self { partitions, lacking })
+    }
+
+    /// The topics whose policy at the source is to compact. None that the source does not tell of: the mirror must hold all
+    /// of those.
+    pub(super) async fn compacted(&self, source: &Cluster) -> Result<BTreeSet<Arc<str>>, VerifyError> {
+        let topics: BTreeSet<_> = self.partitions.iter().map(|planned| Arc::clone(&planned.pair.source)).collect();
+        let topics: Vec<_> = topics.into_iter().map(ConfigResource::Topic).collect();
+        let connection = source.controller().await.map_err(VerifyError::Source)?;
+        let answers = describe_configs(&connection, &topics, Some(&["cleanup.policy"])).await;
+        let answers = answers.map_err(VerifyError::Source)?.into_iter();
+        let compacted = answers.filter_map(|answer| match (answer.resource, answer.result) {
+            (ConfigResource::Topic(topic), Ok(configs)) => {
+                let compacts = |value: &String| value.split(',').any(|part| part.trim() == "compact");
+                configs.iter().filter_map(|config| config.value.as_ref()).any(compacts).then_some(topic)
+            }
+            (ConfigResource::Topic(_) | ConfigResource::Broker(_), _) => None,
+        });
+        Ok(compacted.collect())
     }
 
     /// What is read of the mirrors, as a survey takes it.

@@ -186,7 +186,9 @@ impl Report {
             "verdict": self.verdict(), "sample_percent": self.sample, "from": self.from, "to": self.to,
             "link": self.link, "digest": digest, "strict": self.strict,
             "batches": self.found.batches, "records": self.found.records, "bytes": self.found.bytes,
-            "gaps": self.found.gaps, "unexplained": self.unexplained(), "foreign_writes": self.found.foreign_count,
+            "gaps": self.found.gaps, "compared_by_record": self.found.remade,
+            "compacted_at_source": self.found.cleaned[0], "compacted_in_mirror": self.found.cleaned[1],
+            "unexplained": self.unexplained(), "foreign_writes": self.found.foreign_count,
             "extents": self.found.extent_count, "second_reading": records, "differences": self.listed(),
             "partitions": partitions, "seconds": self.took.as_secs_f64(),
             "bytes_per_second": self.bytes_per_second(), "slower": self.slower(),
@@ -269,6 +271,9 @@ impl Report {
         let found = &self.found;
         let explained = [
             (found.gaps, "offsets are gaps"),
+            (found.remade, "batches compared by record"),
+            (found.cleaned[0], "records compacted away at the source"),
+            (found.cleaned[1], "records compacted away in the mirror"),
             (found.extent_count, "log ends or starts differ"),
             (found.foreign_count, "foreign writes"),
             (self.unexplained(), "unexplained"),

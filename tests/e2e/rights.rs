@@ -1,0 +1,67 @@
+//! What a gateway without the right to write markers can do, and what it cannot.
+
+use std::time::Instant;
+
+use tombolo_tests::broker::{ClusterOperation, ClusterSpec, KafkaCluster, USER, shared_pair, unique_name};
+use tombolo_tests::compare::{Seen, await_equal_with_gaps};
+use tombolo_tests::producer::{Shape, Workload};
+use tombolo_tests::rig::{Rig, RigSpec};
+use tombolo_tests::transactions::Transactions;
+
+use crate::course::{DEADLINE, Turn, assert_equal, tell, wait_for_state, wait_until_active};
+
+const RECORDS: u64 = 100;
+/// Of the command that gives the right.
+const COMMAND: [&str; 3] = ["kafka-acls.sh --add --allow-principal", "--operation Alter", "--cluster"];
+
+async fn assert_refused(rig: &Rig, topic: &str) {
+    for daemon in [&rig.agent, &rig.gateway] {
+        let shown = wait_for_state(daemon, topic, "FAILED").await;
+        assert_eq!(shown["mirror_topic_error"], "CLOUD_REFUSED", "{shown}");
+        let detail = shown["detail"].as_str().unwrap_or_default();
+        assert!(COMMAND.iter().all(|part| detail.contains(part)), "no command in {detail:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_needs_markers_is_refused_with_the_command_that_allows_them() {
+    let _turn = Turn::alone().await;
+    let source = &shared_pair().await.source;
+    let cloud = KafkaCluster::start(ClusterSpec::single().with_authorizer()).await;
+    // From now on the gateway's user has no right on the cluster itself.
+    cloud.allow("somebody", ClusterOperation::Describe).await;
+    let (dense, compacted, settled) = (unique_name("dense"), unique_name("needy"), unique_name("later-needy"));
+    source.create_topic(&dense, 1, 1, &[]).await;
+    source.create_topic(&compacted, 1, 1, &[("cleanup.policy", "compact")]).await;
+    source.create_topic(&settled, 1, 1, &[]).await;
+    let config = source.client_config();
+    Workload::new().topic(&compacted, 1).shape(Shape::Keyed).produce(&config, RECORDS).await;
+    let plain = Workload::new().topic(&dense, 1).topic(&settled, 1);
+    plain.produce(&config, 2 * RECORDS).await;
+
+    let start = Instant::now();
+    let mut rig = Rig::start(source, &cloud, RigSpec::new(&[&dense, &compacted, &settled]).impatient()).await;
+    for daemon in [&mut rig.agent, &mut rig.gateway] {
+        daemon.allow("mirror FAILED");
+    }
+    rig.gateway.allow("mirrors will be FAILED at the first gap of their sources");
+    wait_until_active(&rig, &[&dense, &settled]).await;
+    assert_refused(&rig, &compacted).await;
+    assert!(!cloud.topics().await.contains_key(&compacted), "it is refused before it is made");
+    assert_equal(source, &cloud, &[&dense, &settled], 2 * RECORDS).await;
+
+    // The first gap is the end of it.
+    let written = Transactions::new(&settled, 1).write(&config, 6).await;
+    assert_refused(&rig, &settled).await;
+    plain.produce(&config, 2 * RECORDS).await;
+    assert_equal(source, &cloud, &[&dense], 2 * RECORDS).await;
+
+    cloud.allow(USER, ClusterOperation::Alter).await;
+    rig.gateway.restart();
+    rig.gateway.wait_ready().await;
+    let topics = [dense.as_str(), compacted.as_str(), settled.as_str()];
+    wait_until_active(&rig, &topics).await;
+    let seen = await_equal_with_gaps(source, &cloud, &topics, rig.producer_id(), DEADLINE).await;
+    assert_eq!(seen, Seen { records: 5 * RECORDS + written.committed, aborted: written.aborted });
+    tell("mirrors that had to wait for a right", seen.records, start);
+}
