@@ -100,13 +100,17 @@ pub(crate) async fn fast_forward(
     Ok(())
 }
 
-/// Moves the log start of a partition up to `offset`.
-pub(crate) async fn delete_before(connection: &Connection, place: &Place, offset: Offset) -> Result<(), DeleteError> {
+/// Moves the log start of a partition up to `offset`. Returns where it is.
+pub(crate) async fn delete_before(
+    connection: &Connection,
+    place: &Place,
+    offset: Offset,
+) -> Result<Offset, DeleteError> {
     let (topic, partition) = (place.topic.clone(), place.partition);
     let wanted = [DeleteBefore { topic: topic.shared(), partition, offset }];
     let answers = admin::delete_records(connection, &wanted, DELETE_TIMEOUT).await?;
     match answers.into_iter().next().map(|answer| answer.result) {
-        Some(Ok(found)) if found >= offset => Ok(()),
+        Some(Ok(found)) if found >= offset => Ok(found),
         Some(Ok(found)) => Err(DeleteError::Short { topic, partition, offset, found }),
         Some(Err(ErrorCode::TOPIC_AUTHORIZATION_FAILED)) => Err(DeleteError::Forbidden { topic }),
         Some(Err(ErrorCode::POLICY_VIOLATION)) => Err(DeleteError::Policy { topic }),
@@ -234,7 +238,7 @@ impl Filler<'_> {
 struct Deletion<'a> {
     /// Below this it is, or was.
     offset: Offset,
-    work: Option<BoxFuture<'a, Result<(), DeleteError>>>,
+    work: Option<BoxFuture<'a, Result<Offset, DeleteError>>>,
 }
 
 impl Deletion<'_> {
@@ -243,7 +247,7 @@ impl Deletion<'_> {
         let Some(work) = &mut self.work else { return std::future::pending().await };
         let result = work.await;
         self.work = None;
-        result
+        result.map(drop)
     }
 }
 

@@ -232,6 +232,9 @@ impl Session {
                 CloudOutput::RecordLoss { mirror, topic, partition, ticket, from, to } => {
                     self.duties.record_loss(mirror, &topic, partition, ticket, from..to);
                 }
+                CloudOutput::DeleteBefore { mirror, topic, partition, ticket, offset } => {
+                    self.duties.delete_before(mirror, topic, partition, ticket, offset);
+                }
                 CloudOutput::Event(event) => log(&self.link, event),
                 CloudOutput::Close { code, reason } => {
                     self.carrier.close(code, &reason);
@@ -313,6 +316,12 @@ fn log(link: &LinkName, event: CloudEvent) {
             tracing::error!(
                 %link, %topic, partition, from, to,
                 "the source deleted offsets before they were mirrored; the loss ledger has them, and the mirror goes on"
+            );
+        }
+        CloudEvent::NotDeleted { topic, partition, offset, reason } => {
+            tracing::warn!(
+                %link, %topic, partition, offset, reason,
+                "records that the source has deleted cannot be deleted from the mirror yet"
             );
         }
         CloudEvent::Unverified { topic, partition } => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tombolo_kafka::ClientSettings;
-use tombolo_proto::cloud::{LinkSettings, MirrorSettings, OnLoss};
+use tombolo_proto::cloud::{LinkSettings, LogStart, MirrorSettings, OnLoss};
 use tombolo_proto::id::{LinkName, TopicName};
 use tombolo_proto::limits::{MAX_FILTERS, MAX_FRAME_BYTES, MAX_MIRRORS, MIN_FRAME_BYTES};
 use tombolo_proto::pattern::{self, TopicPattern};
@@ -20,7 +20,9 @@ use tombolo_service::settings::{self, ByteSize, SettingsError, Span};
 
 use crate::identity::TrustDomain;
 pub use raw::{Congestion, RawConfig};
-use raw::{RawLink, RawMemory, RawMirrorOnLoss, RawOnLoss, RawQuic, RawRegistry, RawSkip};
+use raw::{
+    RawLink, RawLogStart, RawMemory, RawMirrorLogStart, RawMirrorOnLoss, RawOnLoss, RawQuic, RawRegistry, RawSkip,
+};
 
 /// Name under which the brokers' logs and quotas know the gateway, where `client.id` is not set.
 const CLIENT_ID: &str = "tombolo-gateway";
@@ -317,6 +319,10 @@ fn links(raw: &[RawLink], registry: &TopicName) -> Result<Links, SettingsError> 
                 RawOnLoss::Halt => OnLoss::Halt,
                 RawOnLoss::Skip => OnLoss::Skip,
             },
+            log_start: match link.log_start {
+                RawLogStart::Keep => LogStart::Keep,
+                RawLogStart::Follow => LogStart::Follow,
+            },
             ..LinkSettings::default()
         };
         settings.mirrors = mirrors(link, &settings, &key, &mut targets)?;
@@ -423,7 +429,12 @@ fn mirrors(
             RawMirrorOnLoss::Halt => OnLoss::Halt,
             RawMirrorOnLoss::Skip => OnLoss::Skip,
         };
-        mirrors.push(MirrorSettings { source, topic, paused: mirror.paused, max_gap, on_loss });
+        let log_start = match mirror.log_start {
+            RawMirrorLogStart::Link => of_link.log_start,
+            RawMirrorLogStart::Keep => LogStart::Keep,
+            RawMirrorLogStart::Follow => LogStart::Follow,
+        };
+        mirrors.push(MirrorSettings { source, topic, paused: mirror.paused, max_gap, on_loss, log_start });
     }
     Ok(mirrors)
 }

@@ -386,9 +386,8 @@ mod tests {
     #[test]
     fn links_without_a_session_show_their_mirrors() {
         let topic = TopicName::new("orders").unwrap();
-        let (max_gap, on_loss) = (1, tombolo_proto::cloud::OnLoss::Halt);
-        let settings =
-            tombolo_proto::cloud::MirrorSettings { source: topic.clone(), topic, paused: true, max_gap, on_loss };
+        let settings = tombolo_proto::cloud::MirrorSettings::new(topic.clone(), topic);
+        let settings = tombolo_proto::cloud::MirrorSettings { paused: true, ..settings };
         let filters = vec![tombolo_proto::pattern::TopicPattern::new("sensor.*").unwrap()];
         let links =
             Links::from([(link(), LinkSettings { mirrors: vec![settings], filters, ..LinkSettings::default() })]);

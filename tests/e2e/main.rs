@@ -28,5 +28,6 @@ mod takeover;
 mod timestamps;
 mod topics;
 mod transactions;
+mod trimmed;
 mod unsupported;
 mod verify;

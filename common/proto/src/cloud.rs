@@ -19,7 +19,7 @@ mod settings;
 mod status;
 
 pub use crate::mirror::OnLoss;
-pub use settings::{DEFAULT_MAX_GAP, LinkSettings, MirrorSettings, PassedOver};
+pub use settings::{DEFAULT_MAX_GAP, LinkSettings, LogStart, MirrorSettings, PassedOver};
 pub use status::{CloudPartitionStatus, CloudStatus, MirrorState, MirrorStatus};
 
 use std::collections::VecDeque;
@@ -149,6 +149,17 @@ pub enum CloudInput {
         /// Whether the registry holds the range; or why not, for people.
         result: Result<(), String>,
     },
+    /// Answer to [`CloudOutput::DeleteBefore`].
+    Deleted {
+        /// The mirror.
+        mirror: MirrorId,
+        /// The partition.
+        partition: Partition,
+        /// As in the output.
+        ticket: u64,
+        /// Where the mirror's log starts; or why it does not start there, for people.
+        result: Result<Offset, String>,
+    },
     /// The partition has another leader than the one that told its log end, and nothing is in flight to either.
     LeaderMoved {
         /// The mirror.
@@ -269,6 +280,20 @@ pub enum CloudOutput {
         /// Offset after the last.
         to: Offset,
     },
+    /// Have the log start at `offset`, below which the source has deleted everything and all is confirmed; answer with
+    /// Deleted, always. Appends go on meanwhile.
+    DeleteBefore {
+        /// The mirror.
+        mirror: MirrorId,
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// To be given back.
+        ticket: u64,
+        /// Where the log is to start.
+        offset: Offset,
+    },
     /// Something an operator should see in the log.
     Event(CloudEvent),
     /// Close the connection.
@@ -344,6 +369,17 @@ pub enum CloudEvent {
         from: Offset,
         /// Offset after the last.
         to: Offset,
+    },
+    /// Records that the source has deleted could not be deleted from the mirror; it is tried again. Told once for a reason.
+    NotDeleted {
+        /// Topic in the cloud.
+        topic: TopicName,
+        /// The partition.
+        partition: Partition,
+        /// Where its log is to start.
+        offset: Offset,
+        /// Why it does not, for people.
+        reason: String,
     },
     /// The agent had nothing to compare the mirror's tail with.
     Unverified {
@@ -432,6 +468,7 @@ impl CloudLink {
                 | CloudInput::Skipped { .. }
                 | CloudInput::FastForwarded { .. }
                 | CloudInput::LossRecorded { .. }
+                | CloudInput::Deleted { .. }
                 | CloudInput::LeaderMoved { .. }
                 | CloudInput::Timeout,
             ) => state,
@@ -500,3 +537,7 @@ mod tests;
 #[cfg(test)]
 #[path = "cloud/gaps_test.rs"]
 mod gaps_tests;
+
+#[cfg(test)]
+#[path = "cloud/follow_test.rs"]
+mod follow_tests;

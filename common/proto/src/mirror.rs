@@ -197,9 +197,14 @@ impl Mirror {
         self.held.bytes()
     }
 
-    /// First offset of the mirror's log, when it was last read.
+    /// First offset of the mirror's log, when it was last read or moved up.
     pub fn log_start(&self) -> Offset {
         self.log_start
+    }
+
+    /// Its log was made to start at `offset`, unless it starts above it.
+    pub fn trimmed(&mut self, offset: Offset) {
+        self.log_start = self.log_start.max(offset);
     }
 
     /// Last thing that put an append in doubt since the last success, for status.

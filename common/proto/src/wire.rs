@@ -270,6 +270,9 @@ pub struct PartitionOffset {
     /// Run the offset belongs to (Confirm only).
     #[prost(uint32, tag = "4")]
     pub run: u32,
+    /// First offset of the source's log (`SourcePositions` only); an older agent does not tell it.
+    #[prost(int64, optional, tag = "5")]
+    pub log_start: Option<Offset>,
 }
 
 /// Offsets of many partitions.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use clap::Parser;
 use prost::Message;
 use tombolo_proto::batch::Batch;
-use tombolo_proto::cloud::{CloudConfig, CloudInput, CloudLink, CloudOutput, LinkSettings, MirrorSettings, OnLoss};
+use tombolo_proto::cloud::{CloudConfig, CloudInput, CloudLink, CloudOutput, LinkSettings, MirrorSettings};
 use tombolo_proto::export::{
     self, CERTIFICATE_FILE, ExportWriter, MANIFEST_FILE, ManifestSignature, Origin, SIGNATURE_FILE,
 };
@@ -220,7 +220,8 @@ impl Cloud {
                         | CloudOutput::Produce { .. }
                         | CloudOutput::Skip { .. }
                         | CloudOutput::FastForward { .. }
-                        | CloudOutput::RecordLoss { .. }) => inputs.extend(self.answer(asked)),
+                        | CloudOutput::RecordLoss { .. }
+                        | CloudOutput::DeleteBefore { .. }) => inputs.extend(self.answer(asked)),
                     }
                 }
             }
@@ -251,7 +252,10 @@ impl Cloud {
                 let outcome = Outcome::Appended { base_offset: offset };
                 CloudInput::Produced { mirror, partition, ticket, outcome }
             }
-            asked @ (CloudOutput::Skip { .. } | CloudOutput::FastForward { .. } | CloudOutput::RecordLoss { .. }) => {
+            asked @ (CloudOutput::Skip { .. }
+            | CloudOutput::FastForward { .. }
+            | CloudOutput::RecordLoss { .. }
+            | CloudOutput::DeleteBefore { .. }) => {
                 panic!("an export of records without gaps: {asked:?}")
             }
             CloudOutput::Send(_) | CloudOutput::Event(_) | CloudOutput::Close { .. } => return None,
@@ -273,7 +277,7 @@ fn mirrored(batches: &[Batch]) -> Vec<Batch> {
 }
 
 fn mirror(topic: &str, target: &str, paused: bool) -> MirrorSettings {
-    MirrorSettings { source: name(topic), topic: name(target), paused, max_gap: 0, on_loss: OnLoss::Halt }
+    MirrorSettings { paused, max_gap: 0, ..MirrorSettings::new(name(topic), name(target)) }
 }
 
 fn settings(mirrors: Vec<MirrorSettings>, filters: &[&str]) -> LinkSettings {

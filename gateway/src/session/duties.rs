@@ -34,6 +34,8 @@ use crate::writer::{Job, Writers};
 const MAX_RECOVERIES: usize = 16;
 /// Partitions that are made to start together: brokers walk every record of filler.
 const MAX_STARTS: usize = 4;
+/// Partitions whose log starts are moved up together: brokers wait for their replicas.
+const MAX_DELETIONS: usize = 4;
 /// For another link to leave memory to this one.
 const CREDIT_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -56,6 +58,7 @@ pub(super) struct Duties {
     writing: Option<Writing>,
     recoveries: Arc<Semaphore>,
     starts: Arc<Semaphore>,
+    deletions: Arc<Semaphore>,
     preparing: HashMap<MirrorId, AbortHandle>,
     kept: HashMap<MirrorId, Kept>,
     partitions: HashMap<Key, Outstanding>,
@@ -118,6 +121,7 @@ impl Duties {
             writing: None,
             recoveries: Arc::new(Semaphore::new(MAX_RECOVERIES)),
             starts: Arc::new(Semaphore::new(MAX_STARTS)),
+            deletions: Arc::new(Semaphore::new(MAX_DELETIONS)),
             preparing: HashMap::new(),
             kept: HashMap::new(),
             partitions: HashMap::new(),

@@ -168,6 +168,26 @@ pub(super) enum RawMirrorOnLoss {
     Skip,
 }
 
+/// What becomes of records that the source deleted after they were mirrored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawLogStart {
+    #[default]
+    Keep,
+    Follow,
+}
+
+/// The same of one mirror.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawMirrorLogStart {
+    /// As the link has it.
+    #[default]
+    Link,
+    Keep,
+    Follow,
+}
+
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawLink {
@@ -176,6 +196,8 @@ pub(super) struct RawLink {
     pub(super) max_gap_offsets: i64,
     #[serde(default)]
     pub(super) on_loss: RawOnLoss,
+    #[serde(default)]
+    pub(super) log_start: RawLogStart,
     #[serde(default)]
     pub(super) skip: RawSkip,
     #[serde(default)]
@@ -195,6 +217,8 @@ pub(super) struct RawMirror {
     pub(super) max_gap_offsets: i64,
     #[serde(default)]
     pub(super) on_loss: RawMirrorOnLoss,
+    #[serde(default)]
+    pub(super) log_start: RawMirrorLogStart,
 }
 
 fn default_max_gap() -> i64 {

@@ -52,6 +52,7 @@ fn the_example_file_is_the_defaults() {
     assert_eq!(link.filters, []);
     assert_eq!((link.max_gap, link.on_loss), (10_000_000, OnLoss::Halt));
     assert_eq!((link.mirrors[0].max_gap, link.mirrors[0].on_loss), (link.max_gap, link.on_loss));
+    assert_eq!((link.log_start, link.mirrors[0].log_start), (LogStart::Keep, LogStart::Keep));
 }
 
 #[test]
@@ -64,6 +65,11 @@ fn a_mirror_has_what_its_link_has_unless_it_says_otherwise() {
     assert_eq!((mirrors[1].max_gap, mirrors[1].on_loss), (0, OnLoss::Halt));
     assert_eq!(refused(&format!("{link}max_gap_offsets = -2\n")).0, "link[0].mirror[0].max_gap_offsets");
     assert_eq!(refused(&format!("{link}on_loss = \"drop\"\n")).0, "link[0].mirror[0].on_loss");
+    let link = "[[link]]\nname = \"a\"\nlog_start = \"follow\"\n[[link.mirror]]\ntopic = \"t\"\n";
+    let settings = parse(&format!("{link}[[link.mirror]]\ntopic = \"u\"\nlog_start = \"keep\"\n")).unwrap();
+    let mirrors = &settings.links[&LinkName::new("a").unwrap()].mirrors;
+    assert_eq!((mirrors[0].log_start, mirrors[1].log_start), (LogStart::Follow, LogStart::Keep));
+    assert_eq!(refused(&format!("{link}log_start = \"drop\"\n")).0, "link[0].mirror[0].log_start");
 }
 
 #[test]

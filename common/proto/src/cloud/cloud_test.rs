@@ -17,7 +17,7 @@ const CREDIT: usize = 1_000;
 
 pub(super) fn mirror(name: &str, paused: bool) -> MirrorSettings {
     let topic = TopicName::new(name).expect("legal");
-    MirrorSettings { source: topic.clone(), topic, paused, max_gap: 100, on_loss: OnLoss::Halt }
+    MirrorSettings { paused, max_gap: 100, ..MirrorSettings::new(topic.clone(), topic) }
 }
 
 fn fresh() -> CloudLink {
@@ -39,7 +39,7 @@ pub(super) fn link(mirrors: &[MirrorSettings], filters: &[&str]) -> LinkSettings
     }
 }
 
-fn message(body: EdgeBody) -> CloudInput {
+pub(super) fn message(body: EdgeBody) -> CloudInput {
     CloudInput::Message(EdgeMessage { body: Some(body) })
 }
 
@@ -71,6 +71,10 @@ pub(super) fn frame(run: u32, base: Offset, payload: usize) -> CloudInput {
 pub(super) fn skipped(ticket: u64, log_end: Offset) -> CloudInput {
     let outcome = SkipOutcome::Appended { log_end };
     CloudInput::Skipped { mirror: MirrorId(0), partition: 0, ticket, outcome }
+}
+
+pub(super) fn deleted(ticket: u64, result: Result<Offset, String>) -> CloudInput {
+    CloudInput::Deleted { mirror: MirrorId(0), partition: 0, ticket, result }
 }
 
 pub(super) fn fast_forwarded(ticket: u64, result: Result<(), String>) -> CloudInput {
@@ -142,7 +146,7 @@ pub(super) fn close_code(outputs: &[CloudOutput]) -> Option<CloseCode> {
 
 #[test]
 fn every_state_meets_every_input() {
-    let inputs: [(&str, CloudInput); 21] = [
+    let inputs: [(&str, CloudInput); 22] = [
         ("hello", hello()),
         ("source", source(0, 1)),
         ("close", message(EdgeBody::Close(Close { code: 0, reason: "bye".to_owned() }))),
@@ -161,6 +165,7 @@ fn every_state_meets_every_input() {
         ("skipped", skipped(9, 1)),
         ("fast-forwarded", fast_forwarded(9, Ok(()))),
         ("loss recorded", loss_recorded(9, Ok(()))),
+        ("deleted", deleted(9, Ok(3))),
         ("source start", source_start(0, 9)),
         ("leader moved", CloudInput::LeaderMoved { mirror: MirrorId(0), partition: 0 }),
         ("superseded", CloudInput::Superseded { newer: Term(9) }),
@@ -181,7 +186,7 @@ fn every_state_meets_every_input() {
     };
     let p = Some(Protocol);
     // Columns: await hello, claiming, open. A closed session answers nothing.
-    let expected: [[Option<CloseCode>; 3]; 21] = [
+    let expected: [[Option<CloseCode>; 3]; 22] = [
         [None, p, p],
         [p, p, None],
         [Some(Shutdown); 3],
@@ -190,6 +195,7 @@ fn every_state_meets_every_input() {
         [None, None, None],
         [None, Some(Unavailable), None],
         [None, Some(Superseded), None],
+        [None; 3],
         [None; 3],
         [None; 3],
         [None; 3],
@@ -246,7 +252,7 @@ fn frames_are_produced_and_confirmed() {
     assert!(matches!(outputs[..], [CloudOutput::Produce { ticket: 0, offset: 0, .. }]), "{outputs:?}");
     let outcome = Outcome::Appended { base_offset: 0 };
     let input = CloudInput::Produced { mirror: MirrorId(0), partition: 0, ticket: 0, outcome };
-    let confirm = PartitionOffset { mirror: 0, partition: 0, offset: 1, run: 1 };
+    let confirm = PartitionOffset { mirror: 0, partition: 0, offset: 1, run: 1, log_start: None };
     let confirm = CloudBody::Confirm(Positions { entries: vec![confirm] });
     assert_eq!(feed(&mut link, input, LATER), [CloudOutput::Send(CloudMessage { body: Some(confirm) })]);
     assert_eq!(link.status().held_bytes, 0);
@@ -348,6 +354,27 @@ fn fewer_partitions_at_the_source_fail_the_mirror() {
     feed(&mut link, CloudInput::TopicReady { mirror: MirrorId(0), partitions: 3 }, LATER);
     let failure = FailureCode::SourcePartitionsDecreased;
     assert!(matches!(&link.status().mirrors[0].state, MirrorState::Failed(found) if found.code == failure));
+}
+
+#[test]
+fn changed_configs_of_the_source_reach_the_mirror_topic_while_it_goes_on() {
+    let told = |value: &str| {
+        let configs = vec![TopicConfig { name: "compression.type".to_owned(), value: value.to_owned() }];
+        message(EdgeBody::Source(Source { mirror: 0, partitions: 1, configs, ..Source::default() }))
+    };
+    let mut link = live();
+    let outputs = feed(&mut link, told("zstd"), LATER);
+    assert!(
+        matches!(&outputs[..], [CloudOutput::PrepareTopic { partitions: 1, configs, .. }] if configs[0].value == "zstd"),
+        "{outputs:?}"
+    );
+    let outputs = feed(&mut link, frame(1, 0, 100), LATER);
+    assert!(matches!(outputs[..], [CloudOutput::Produce { ticket: 0, offset: 0, .. }]), "{outputs:?}");
+    let outputs = feed(&mut link, CloudInput::TopicReady { mirror: MirrorId(0), partitions: 1 }, LATER);
+    assert!(matches!(outputs[..], [CloudOutput::Event(CloudEvent::MirrorActive { .. })]), "{outputs:?}");
+    assert_eq!(feed(&mut link, told("zstd"), LATER), [], "no news");
+    let outputs = feed(&mut link, told("gzip"), LATER);
+    assert!(matches!(&outputs[..], [CloudOutput::PrepareTopic { .. }]), "{outputs:?}");
 }
 
 #[test]

@@ -60,9 +60,9 @@ fn gaps_are_skipped_and_confirmed() {
     assert_eq!((partition.gap_offsets, partition.held_bytes, partition.live), (7, 9, true));
     let outputs = feed(&mut session, skipped(0, 13), LATER);
     assert!(matches!(outputs[0], CloudOutput::Skip { ticket: 1, offset: 13, count: 4, .. }));
-    assert_eq!(confirms(&outputs), [PartitionOffset { mirror: 0, partition: 0, offset: 13, run: 1 }]);
+    assert_eq!(confirms(&outputs), [PartitionOffset { mirror: 0, partition: 0, offset: 13, run: 1, log_start: None }]);
     let outputs = feed(&mut session, skipped(1, 17), LATER);
-    assert_eq!(confirms(&outputs), [PartitionOffset { mirror: 0, partition: 0, offset: 17, run: 1 }]);
+    assert_eq!(confirms(&outputs), [PartitionOffset { mirror: 0, partition: 0, offset: 17, run: 1, log_start: None }]);
     assert_eq!(session.status().held_bytes, 0);
 }
 

@@ -1,5 +1,6 @@
 //! A session that holds its link: the mirrors and what goes on in them.
 
+mod follow;
 mod partition;
 mod show;
 mod start;
@@ -17,6 +18,8 @@ use crate::wire::{
     CloudBody, CloudMessage, EdgeBody, Failed, Hello, PartitionOffset, Placed, Positions, Source, TopicConfig,
     VERSIONS, Welcome,
 };
+
+use follow::Follow;
 
 /// What the agent did that the protocol does not allow.
 type Breach = String;
@@ -42,6 +45,7 @@ enum Phase {
 struct OpenPartition {
     mirror: PartitionMirror,
     source_high_watermark: Option<Offset>,
+    follow: Follow,
 }
 
 #[derive(Debug)]
@@ -77,6 +81,8 @@ pub(super) struct Open {
     held_bytes: usize,
     unconfirmed: BTreeSet<Key>,
     timeouts: BTreeMap<Key, Time>,
+    /// When log starts are to be moved up next.
+    trims: BTreeMap<Key, Time>,
 }
 
 impl Open {
@@ -113,6 +119,7 @@ impl Open {
             held_bytes: 0,
             unconfirmed: BTreeSet::new(),
             timeouts: BTreeMap::new(),
+            trims: BTreeMap::new(),
         };
         open.apply_settings(config.link.clone(), out);
         // The end of the list, so also where there are none.
@@ -125,7 +132,9 @@ impl Open {
     }
 
     pub(super) fn next_timeout(&self) -> Option<(Time, &'static str)> {
-        self.timeouts.values().min().map(|&at| (at, "read a log end"))
+        let due = |timeouts: &BTreeMap<Key, Time>, what| timeouts.values().min().map(|&at| (at, what));
+        let (log_end, log_start) = (due(&self.timeouts, "read a log end"), due(&self.trims, "move a log start up"));
+        log_end.into_iter().chain(log_start).min()
     }
 
     pub(super) fn handle(
@@ -162,6 +171,9 @@ impl Open {
             CloudInput::LossRecorded { mirror, partition, ticket, result } => {
                 self.loss_recorded((mirror, partition), ticket, result, now, out);
             }
+            CloudInput::Deleted { mirror, partition, ticket, result } => {
+                self.deleted((mirror, partition), ticket, result, now, out);
+            }
             CloudInput::LeaderMoved { mirror, partition } => {
                 self.with_partition((mirror, partition), now, out, |open| open.mirror.look_again());
             }
@@ -171,6 +183,7 @@ impl Open {
                 if changed {
                     self.tell_filters(out);
                 }
+                self.follow_all(now, out);
             }
             CloudInput::Timeout => self.timeout(now, out),
             CloudInput::Claimed { .. }
@@ -196,7 +209,7 @@ impl Open {
                 continue;
             }
             let (offset, run) = (open.mirror.progress().confirmed, open.mirror.run());
-            entries.push(PartitionOffset { mirror: id.0, partition, offset, run });
+            entries.push(PartitionOffset { mirror: id.0, partition, offset, run, log_start: None });
             if entries.len() == MAX_ENTRIES {
                 send(out, CloudBody::Confirm(Positions { entries: std::mem::take(&mut entries) }));
             }
@@ -218,13 +231,13 @@ impl Open {
             }
             Some(EdgeBody::Discovered(topics)) => self.discovered(&topics, out),
             Some(EdgeBody::SourceStart(start)) => self.source_start(&start, now, out),
-            Some(EdgeBody::SourcePositions(positions)) => self.source_positions(&positions),
+            Some(EdgeBody::SourcePositions(positions)) => self.source_positions(&positions, now, out),
             // Close is handled before; a message that this version does not know is passed over.
             Some(EdgeBody::Close(_)) | None => Ok(()),
         }
     }
 
-    fn source(&mut self, source: Source, now: Time, out: &mut VecDeque<CloudOutput>) -> Result<(), Breach> {
+    fn source(&mut self, mut source: Source, now: Time, out: &mut VecDeque<CloudOutput>) -> Result<(), Breach> {
         let id = self.known(source.mirror)?;
         if source.configs.len() > MAX_CONFIGS || !(0..=MAX_PARTITIONS).contains(&source.partitions) {
             return Err(format!(
@@ -251,9 +264,12 @@ impl Open {
             self.fail(id, Failure::of_topic(FailureCode::SourcePartitionsDecreased, detail), false, out);
             return Ok(());
         }
-        mirror.source = Some((source.partitions, source.configs));
-        let unchanged = source.partitions == held && matches!(mirror.phase, Phase::Active);
-        if !unchanged {
+        source.configs.sort_by(|one, other| one.name.cmp(&other.name));
+        let configs_before = mirror.source.replace((source.partitions, source.configs)).map(|(_, configs)| configs);
+        let configs_now = mirror.source.as_ref().map(|(_, configs)| configs);
+        let same = source.partitions == held && configs_before.as_ref() == configs_now;
+        // Where it is Active, what its partitions do goes on meanwhile.
+        if !same || !matches!(mirror.phase, Phase::Active) {
             mirror.phase = Phase::Preparing { reason: "the mirror topic is being made ready".to_owned() };
             self.prepare(id, now, out);
         }
@@ -293,7 +309,8 @@ impl Open {
         for partition in mirror.partitions.len()..usize::try_from(wanted).unwrap_or(0) {
             let partition = Partition::try_from(partition).unwrap_or(Partition::MAX);
             let mirror_partition = PartitionMirror::new(partition, producer_id);
-            mirror.partitions.push(OpenPartition { mirror: mirror_partition, source_high_watermark: None });
+            let follow = Follow::default();
+            mirror.partitions.push(OpenPartition { mirror: mirror_partition, source_high_watermark: None, follow });
         }
         let topic = mirror.settings.topic.clone();
         for partition in 0..wanted {
@@ -304,6 +321,9 @@ impl Open {
 
     fn placed(&mut self, placed: &Placed, out: &mut VecDeque<CloudOutput>) -> Result<(), Breach> {
         let id = self.known(placed.mirror)?;
+        if let Some(open) = self.mirror(id).and_then(|mirror| mirror.partition(placed.partition)) {
+            open.follow.placed(placed.run);
+        }
         if placed.unverified
             && let Some(mirror) = self.mirror(id)
         {
@@ -313,7 +333,12 @@ impl Open {
         Ok(())
     }
 
-    fn source_positions(&mut self, positions: &Positions) -> Result<(), Breach> {
+    fn source_positions(
+        &mut self,
+        positions: &Positions,
+        now: Time,
+        out: &mut VecDeque<CloudOutput>,
+    ) -> Result<(), Breach> {
         if positions.entries.len() > MAX_ENTRIES {
             return Err(format!("{} source positions in one message", positions.entries.len()));
         }
@@ -321,6 +346,8 @@ impl Open {
             let id = self.known(entry.mirror)?;
             if let Some(open) = self.mirror(id).and_then(|mirror| mirror.partition(entry.partition)) {
                 open.source_high_watermark = Some(entry.offset);
+                open.follow.source_starts(entry.log_start.filter(|start| (0..=entry.offset).contains(start)));
+                self.follow((id, entry.partition), now, out);
             }
         }
         Ok(())
@@ -371,6 +398,7 @@ impl Open {
                 self.with_partition(key, now, out, |open| open.mirror.handle_timeout(now));
             }
         }
+        self.trim_due(now, out);
     }
 
     fn fail(&mut self, id: MirrorId, failure: Failure, told_by_agent: bool, out: &mut VecDeque<CloudOutput>) {

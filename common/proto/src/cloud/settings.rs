@@ -15,6 +15,16 @@ const INTERNAL: &str = "__";
 /// Default of [`MirrorSettings::max_gap`].
 pub const DEFAULT_MAX_GAP: i64 = 10_000_000;
 
+/// What becomes of records that the source deleted after they were mirrored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogStart {
+    /// The mirror keeps them, for as long as its own retention does.
+    #[default]
+    Keep,
+    /// The mirror deletes them too: its log starts where the source's does.
+    Follow,
+}
+
 /// A mirror as the operator wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MirrorSettings {
@@ -28,6 +38,16 @@ pub struct MirrorSettings {
     pub max_gap: i64,
     /// What becomes of offsets that are lost at the source.
     pub on_loss: OnLoss,
+    /// What becomes of records that the source deleted later.
+    pub log_start: LogStart,
+}
+
+impl MirrorSettings {
+    /// A mirror with every setting at its default.
+    pub fn new(source: TopicName, topic: TopicName) -> Self {
+        let (max_gap, on_loss, log_start) = (DEFAULT_MAX_GAP, OnLoss::default(), LogStart::default());
+        Self { source, topic, paused: false, max_gap, on_loss, log_start }
+    }
 }
 
 /// A link as the operator wants it.
@@ -43,6 +63,8 @@ pub struct LinkSettings {
     pub max_gap: i64,
     /// [`MirrorSettings::on_loss`] of mirrors that a filter makes.
     pub on_loss: OnLoss,
+    /// [`MirrorSettings::log_start`] of mirrors that a filter makes.
+    pub log_start: LogStart,
 }
 
 impl Default for LinkSettings {
@@ -53,6 +75,7 @@ impl Default for LinkSettings {
             reserved: Arc::default(),
             max_gap: DEFAULT_MAX_GAP,
             on_loss: OnLoss::default(),
+            log_start: LogStart::default(),
         }
     }
 }

@@ -51,7 +51,7 @@ impl MirrorState {
 pub struct CloudPartitionStatus {
     /// Its number.
     pub partition: Partition,
-    /// First offset of the mirror, when it was last read.
+    /// First offset of the mirror, when it was last read or moved up.
     pub log_start: Offset,
     /// High watermark of the mirror.
     pub confirmed: Offset,

@@ -285,7 +285,7 @@ impl EdgeLink {
                 partition.queued = false;
                 partition.in_loads = false;
                 partition.last_run = 0;
-                partition.told_high_watermark = None;
+                partition.told_source = None;
             });
         }
         for mirror in self.mirrors.values_mut() {

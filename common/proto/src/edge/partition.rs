@@ -79,7 +79,8 @@ pub(super) struct EdgePartition {
     pub(super) last_run: u32,
     pub(super) high_watermark: Option<Offset>,
     pub(super) log_start: Option<Offset>,
-    pub(super) told_high_watermark: Option<Offset>,
+    /// High watermark and log start that the gateway was told in this run.
+    pub(super) told_source: Option<(Offset, Option<Offset>)>,
     pub(super) queued: bool,
     pub(super) unverified: bool,
     /// Times the cloud came back without what it had confirmed, over all sessions.
@@ -128,7 +129,7 @@ impl EdgePartition {
             last_run: 0,
             high_watermark: None,
             log_start: None,
-            told_high_watermark: None,
+            told_source: None,
             queued: false,
             unverified: false,
             rewinds: 0,

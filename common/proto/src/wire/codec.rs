@@ -61,6 +61,7 @@ impl ControlDecoder {
 mod tests {
     use super::*;
     use crate::wire::{CloseCode, CloudBody, CloudMessage, EdgeBody, EdgeMessage, Position, SourceStart, TailBatch};
+    use crate::wire::{PartitionOffset, Positions};
 
     fn position() -> CloudMessage {
         CloudMessage {
@@ -109,6 +110,9 @@ mod tests {
         let start = SourceStart { mirror: 1, partition: 2, run: 3, offset: 300 };
         let told = EdgeMessage { body: Some(EdgeBody::SourceStart(start)) };
         assert_eq!(hex(&encode(&told)), "0000000b420908011002180320ac02");
+        let at = PartitionOffset { mirror: 1, partition: 2, offset: 300, run: 0, log_start: Some(4) };
+        let told = EdgeMessage { body: Some(EdgeBody::SourcePositions(Positions { entries: vec![at] })) };
+        assert_eq!(hex(&encode(&told)), "0000000d2a0b0a090801100218ac022804");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the registry must know before it is done: where a mirror starts, what is lost.
+//! Where mirrors start, and what the registry must know before it is done: a start above 0, a loss.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -56,6 +56,31 @@ impl Duties {
         let note = self.note(writing, topic, partition, LedgerKind::Loss, lost, DELETED_AT_SOURCE);
         self.spawn("loss", async move {
             Event::Input(CloudInput::LossRecorded { mirror, partition, ticket, result: note.await })
+        });
+    }
+
+    /// Moves the log start of a mirror up, at the leader that told its log end: another knows more or less of it.
+    pub(in crate::session) fn delete_before(
+        &self,
+        mirror: MirrorId,
+        topic: TopicName,
+        partition: Partition,
+        ticket: u64,
+        offset: Offset,
+    ) {
+        let (Some(writing), Some(looked_at)) = (&self.writing, self.partitions.get(&(mirror, partition))) else {
+            return;
+        };
+        let (cluster, slots, broker) = (writing.cluster.clone(), Arc::clone(&self.deletions), looked_at.leader.broker);
+        let place = self.place(topic, partition);
+        self.spawn("delete", async move {
+            let _slot = slots.acquire_owned().await;
+            let work = async {
+                let connection = cluster.shared(broker).await.map_err(|error| error.to_string())?;
+                let deleted = fast_forward::delete_before(&connection, &place, offset).await;
+                deleted.map_err(|error| error.to_string())
+            };
+            Event::Input(CloudInput::Deleted { mirror, partition, ticket, result: work.await })
         });
     }
 

@@ -58,8 +58,9 @@ impl Open {
             Some(at) => self.timeouts.insert(key, at.max(now)),
             None => self.timeouts.remove(&key),
         };
-        if let Some(failure) = failure {
-            self.fail(id, failure, false, out);
+        match failure {
+            Some(failure) => self.fail(id, failure, false, out),
+            None => self.follow(key, now, out),
         }
     }
 
@@ -74,6 +75,7 @@ impl Open {
             mirror.partitions.iter().map(|open| open.mirror.gap_offsets()).fold(0, i64::saturating_add);
         self.held_bytes -= freed;
         self.timeouts.retain(|key, _| key.0 != id);
+        self.trims.retain(|key, _| key.0 != id);
         self.unconfirmed.retain(|key| key.0 != id);
     }
 }

@@ -35,8 +35,8 @@ fn mirror_status(mirror: &OpenMirror) -> MirrorStatus {
         held_bytes: open.mirror.held_bytes(),
         log_start: open.mirror.log_start(),
         live: open.mirror.is_live(),
-        last_doubt: open.mirror.last_doubt().map(str::to_owned),
-        doing: open.mirror.doing(),
+        last_doubt: open.mirror.last_doubt().or_else(|| open.follow.doubt()).map(str::to_owned),
+        doing: open.mirror.doing().or_else(|| open.follow.doing()),
         gap_offsets: open.mirror.gap_offsets(),
         rewinds: open.mirror.rewinds(),
     };

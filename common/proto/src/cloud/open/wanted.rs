@@ -36,9 +36,9 @@ impl Open {
                     sources.insert(topic.clone());
                     targets.insert(topic.clone());
                     out.push_back(CloudOutput::Event(CloudEvent::MirrorDiscovered { topic: topic.clone() }));
-                    let (max_gap, on_loss) = (self.link.max_gap, self.link.on_loss);
+                    let LinkSettings { max_gap, on_loss, log_start, .. } = self.link;
                     let source = topic.clone();
-                    self.add(MirrorSettings { source, topic, paused: false, max_gap, on_loss }, out);
+                    self.add(MirrorSettings { source, topic, paused: false, max_gap, on_loss, log_start }, out);
                 }
                 Err(reason) if self.passed_over.len() < MAX_ENTRIES && self.passed_over.insert(topic.clone()) => {
                     out.push_back(CloudOutput::Event(CloudEvent::MirrorPassedOver { topic, reason }));
@@ -59,8 +59,8 @@ impl Open {
             let Some(mirror) = self.mirror(id) else { continue };
             let settings = &mut mirror.settings;
             let named = wanted.get(&settings.source);
-            (settings.max_gap, settings.on_loss) =
-                named.map_or((link.max_gap, link.on_loss), |new| (new.max_gap, new.on_loss));
+            (settings.max_gap, settings.on_loss, settings.log_start) = named
+                .map_or((link.max_gap, link.on_loss, link.log_start), |new| (new.max_gap, new.on_loss, new.log_start));
             let paused = match named {
                 Some(new) => new.paused,
                 None => settings.topic != settings.source || link.filtered(&settings.source) != Some(Ok(())),

@@ -12,7 +12,7 @@ use crate::id::{MirrorId, Offset, Partition, Time, TopicName};
 use crate::limits::{MAX_ENTRIES, MAX_TAIL};
 use crate::wire::{EdgeBody, PartitionOffset, Placed, Position, Positions, SourceStart, TailBatch};
 
-/// How often the source's high watermarks are told to the gateway.
+/// How often it is told to the gateway where the source's logs start and end.
 pub(super) const POSITIONS_EVERY: Time = Time::from_secs(1);
 /// Looks at the source before a partition that could not be read in the dark is tried again.
 const STUCK_LOOKS: u32 = 30;
@@ -175,6 +175,8 @@ impl EdgeLink {
         };
         let placed = self.with(key, |partition| {
             partition.unverified = unverified;
+            // What was told before may have been another topic's: the gateway acts on what follows Placed.
+            partition.told_source = None;
             (partition.place(run, next_offset), partition.fetching == Fetching::Off)
         });
         let Some((goes_on, off)) = placed else { return };
@@ -378,12 +380,17 @@ impl EdgeLink {
         for mirror in self.mirrors.values_mut() {
             let Some(MirrorId(id)) = mirror.id else { continue };
             for partition in &mut mirror.partitions {
-                if partition.high_watermark == partition.told_high_watermark {
+                let (Some(offset), log_start) = (partition.high_watermark, partition.log_start) else { continue };
+                if partition.told_source.replace((offset, log_start)) == Some((offset, log_start)) {
                     continue;
                 }
-                partition.told_high_watermark = partition.high_watermark;
-                let offset = partition.high_watermark.unwrap_or(0);
-                entries.push(PartitionOffset { mirror: id, partition: partition.partition(), offset, run: 0 });
+                entries.push(PartitionOffset {
+                    mirror: id,
+                    partition: partition.partition(),
+                    offset,
+                    run: 0,
+                    log_start,
+                });
             }
         }
         for entries in entries.chunks(MAX_ENTRIES) {

@@ -72,7 +72,7 @@ fn position(run: u32, next_offset: Offset, tail: Vec<TailBatch>) -> EdgeInput {
 }
 
 fn confirm(run: u32, offset: Offset) -> EdgeInput {
-    let entry = PartitionOffset { mirror: 0, partition: 0, offset, run };
+    let entry = PartitionOffset { mirror: 0, partition: 0, offset, run, log_start: None };
     message(CloudBody::Confirm(Positions { entries: vec![entry] }))
 }
 
@@ -686,4 +686,31 @@ fn a_start_that_is_no_news_is_read_from() {
         let outputs = feed(&mut link, overtaken(fetch, log_start));
         assert_eq!(fetch_of(&outputs).map(|(_, offset)| offset), (log_start == 3).then_some(12), "{outputs:?}");
     }
+}
+
+#[test]
+fn the_gateway_hears_where_the_source_starts_and_again_in_every_run() {
+    let told = |link: &mut EdgeLink, seconds: u64| {
+        link.handle(EdgeInput::Timeout, NOW + Time::from_secs(seconds));
+        let outputs: Vec<EdgeOutput> = std::iter::from_fn(|| link.poll_output()).collect();
+        outputs.into_iter().find_map(|output| {
+            let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourcePositions(told)) }) = output else {
+                return None;
+            };
+            Some(told.entries.iter().map(|entry| (entry.offset, entry.log_start)).collect::<Vec<_>>())
+        })
+    };
+    let answer = |fetch, log_start| {
+        let entries = Vec::new();
+        EdgeInput::Fetched { topic: topic(), partition: 0, fetch, entries, high_watermark: 9, log_start }
+    };
+    let (mut link, fetch) = live();
+    assert_eq!(told(&mut link, 1), None, "nothing is known");
+    feed(&mut link, answer(fetch, 0));
+    assert_eq!(told(&mut link, 2), Some(vec![(9, Some(0))]));
+    assert_eq!(told(&mut link, 3), None, "no news");
+    feed(&mut link, answer(fetch, 4));
+    assert_eq!(told(&mut link, 4), Some(vec![(9, Some(4))]));
+    feed(&mut link, position(2, 0, Vec::new()));
+    assert_eq!(told(&mut link, 5), Some(vec![(9, Some(4))]));
 }

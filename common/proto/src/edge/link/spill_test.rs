@@ -125,7 +125,7 @@ impl Site {
     }
 
     pub(super) fn confirm(&mut self, run: u32, offset: Offset) -> Vec<EdgeOutput> {
-        let entry = PartitionOffset { mirror: 0, partition: 0, offset, run };
+        let entry = PartitionOffset { mirror: 0, partition: 0, offset, run, log_start: None };
         self.message(CloudBody::Confirm(Positions { entries: vec![entry] }))
     }
 
