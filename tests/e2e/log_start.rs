@@ -64,7 +64,9 @@ async fn a_log_that_starts_at_two_hundred_million_is_mirrored_there_though_the_g
     workload.produce(&source.client_config(), RECORDS).await;
 
     let start = Instant::now();
-    let mut rig = Rig::start(&source, cloud, RigSpec::new(&[&topic]).impatient()).await;
+    // A broker that takes in filler as fast as it can may keep a look at the registry waiting.
+    let spec = RigSpec::new(&[&topic]).impatient().gateway("registry.lease", "3 s");
+    let mut rig = Rig::start(&source, cloud, spec).await;
     // Said in the dark of a mirror that is not as far as its source's start.
     rig.agent.allow("cannot be read on in the dark");
     let reached = wait_until_beyond(cloud, &topic, FAR / 4).await;
@@ -174,6 +176,9 @@ async fn what_the_source_lost_halts_its_mirror_until_the_loss_is_accepted() {
     restart(&mut loss.rig.agent).await;
     loss.assert_halted().await;
 
+    // What is known of a mirror that FAILED is given up, and the source has deleted what it shipped.
+    loss.rig.agent.allow("nothing left at the source to compare the mirror's end with");
+    loss.rig.gateway.allow("the agent had nothing to compare the mirror's tail with");
     // The operator accepts it: the lost range becomes a gap, and stays on record.
     loss.rig.gateway.allow("the source deleted offsets before they were mirrored");
     let settings = loss.rig.gateway_settings(&loss.spec.clone().mirror("on_loss", "skip"));
