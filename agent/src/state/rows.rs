@@ -59,16 +59,18 @@ pub(super) struct PartitionRow {
     last_epoch: i32,
     #[prost(message, repeated, tag = "3")]
     shipped: Vec<TailBatch>,
+    #[prost(bool, tag = "4")]
+    seen: bool,
 }
 
 impl PartitionRow {
     pub(super) fn of(partition: &CheckpointPartition) -> Self {
-        let CheckpointPartition { confirmed, last_epoch, shipped, .. } = partition;
-        Self { confirmed: *confirmed, last_epoch: *last_epoch, shipped: shipped.clone() }
+        let CheckpointPartition { confirmed, last_epoch, shipped, seen, .. } = partition;
+        Self { confirmed: *confirmed, last_epoch: *last_epoch, shipped: shipped.clone(), seen: *seen }
     }
 
     pub(super) fn partition(self, topic: TopicName, partition: Partition) -> CheckpointPartition {
-        let Self { confirmed, last_epoch, shipped } = self;
-        CheckpointPartition { topic, partition, confirmed, last_epoch, shipped }
+        let Self { confirmed, last_epoch, shipped, seen } = self;
+        CheckpointPartition { topic, partition, confirmed, last_epoch, shipped, seen }
     }
 }

@@ -28,7 +28,7 @@ fn mirror(name: &str) -> CheckpointMirror {
 fn partition(name: &str, partition: Partition, confirmed: i64) -> CheckpointPartition {
     let tail = |at| TailBatch { base_offset: at, last_offset: at, crc: 0xffff_0000, gap: at % 2 == 0 };
     let shipped = (confirmed.saturating_sub(16).max(0)..confirmed).map(tail).collect();
-    CheckpointPartition { topic: topic(name), partition, confirmed, last_epoch: -1, shipped }
+    CheckpointPartition { topic: topic(name), partition, confirmed, last_epoch: -1, shipped, seen: confirmed % 2 == 1 }
 }
 
 fn checkpoint(mirrors: &[&str], partitions: &[CheckpointPartition]) -> Checkpoint {

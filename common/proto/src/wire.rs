@@ -253,6 +253,10 @@ pub struct SourceStart {
     /// First offset of the source's log.
     #[prost(int64, tag = "4")]
     pub offset: Offset,
+    /// The agent once read the source where the mirror ends, or before: what is missing was there and is lost. An agent
+    /// that was not there yet, or does not remember, says no.
+    #[prost(bool, tag = "5")]
+    pub seen: bool,
 }
 
 /// An offset of a partition.

@@ -86,7 +86,7 @@ pub(super) fn loss_recorded(ticket: u64, result: Result<(), String>) -> CloudInp
 }
 
 pub(super) fn source_start(run: u32, offset: Offset) -> CloudInput {
-    message(EdgeBody::SourceStart(SourceStart { mirror: 0, partition: 0, run, offset }))
+    message(EdgeBody::SourceStart(SourceStart { mirror: 0, partition: 0, run, offset, seen: false }))
 }
 
 pub(super) fn recovered(attempt: u32, log_end: Offset) -> CloudInput {

@@ -50,4 +50,6 @@ pub struct CheckpointPartition {
     pub last_epoch: i32,
     /// The last confirmed batches, at most 16.
     pub shipped: Vec<TailBatch>,
+    /// Whether the source was read where the mirror ends: what it deletes from then on before it was read is lost.
+    pub seen: bool,
 }

@@ -93,6 +93,8 @@ pub(super) struct EdgePartition {
     started: Option<(Offset, Offset)>,
     /// A position was told, or a checkpoint: it does not begin anew at 0 by itself.
     known: bool,
+    /// The source was read at the mirror's end, or before: what is no more there was there.
+    seen: bool,
     /// Changed since the last checkpoint.
     pub(super) dirty: bool,
     /// The journal has not been told how far it may let go.
@@ -137,6 +139,7 @@ impl EdgePartition {
             overtaken: None,
             started: None,
             known: false,
+            seen: false,
             dirty: false,
             untrimmed: false,
             in_loads: false,
@@ -248,7 +251,27 @@ impl EdgePartition {
         self.shipped.clear();
         self.shipped_epoch = -1;
         self.left_behind = None;
+        self.seen = false;
         self.dirty = true;
+    }
+
+    /// The source answered, with this first offset. Before it delivers.
+    pub(super) fn note_log_start(&mut self, log_start: Offset) {
+        self.log_start = Some(log_start);
+        if !self.seen && self.progress.is_some_and(|progress| log_start <= progress.fetched) {
+            self.seen = true;
+            self.dirty = true;
+        }
+    }
+
+    /// What a former process had seen.
+    pub(super) fn restore_seen(&mut self, seen: bool) {
+        self.seen = seen;
+    }
+
+    /// Whether the source was read at the mirror's end, or before.
+    pub(super) fn has_seen(&self) -> bool {
+        self.seen
     }
 
     /// Leader epoch of the record before `fetched`, where it is known.
@@ -288,6 +311,9 @@ impl EdgePartition {
         self.known = true;
         self.dirty = true;
         self.untrimmed = true;
+        let had = self.progress.map(|progress| progress.confirmed).max(self.shipped_end());
+        // The mirror was made anew, or is to be filled again: it may have to start where the source does by now.
+        self.seen &= had.is_none_or(|had| had <= next_offset);
         self.forget_above(next_offset);
         let goes_on = self.goes_on_at(next_offset);
         if let (true, Some(progress)) = (goes_on, self.progress) {

@@ -20,9 +20,10 @@ pub enum OnLoss {
 
 impl Mirror {
     /// The agent says that the source's log starts at `offset`, in the current run, which ends with it. Returns whether
-    /// that was in order: all that was sent before is confirmed, and `offset` lies beyond it.
+    /// that was in order: all that was sent before is confirmed, and `offset` lies beyond it. `seen`: the source was once
+    /// read from where the mirror ends, which then is no mirror that has yet to start.
     #[must_use]
-    pub fn source_start(&mut self, offset: Offset, on_loss: OnLoss) -> bool {
+    pub fn source_start(&mut self, offset: Offset, seen: bool, on_loss: OnLoss) -> bool {
         if self.place != Place::Told {
             return true;
         }
@@ -35,7 +36,7 @@ impl Mirror {
             self.place = Place::Over;
             return true;
         }
-        if from == 0 || self.starting.is_some_and(|starting| starting > from) {
+        if !seen && (from == 0 || self.starting.is_some_and(|starting| starting > from)) {
             self.place = Place::Nowhere;
             self.send_out(ErrandKind::FastForward, from, offset);
             return true;

@@ -25,11 +25,11 @@ fn position(mirror: &mut Mirror) -> (u32, Offset) {
 #[test]
 fn an_empty_mirror_is_made_to_start_where_the_source_does() {
     let mut mirror = live(0);
-    assert!(mirror.source_start(5_000, OnLoss::Halt));
+    assert!(mirror.source_start(5_000, false, OnLoss::Halt));
     assert_eq!(outputs(&mut mirror), [MirrorOutput::FastForward { ticket: 0, from: 0, to: 5_000 }]);
     assert_eq!(mirror.doing().as_deref(), Some("moves the empty log's end from 0 to 5000, where the source starts"));
     assert!(!mirror.is_live() && mirror.gap_offsets() == 0);
-    assert!(mirror.source_start(5_000, OnLoss::Halt), "told twice");
+    assert!(mirror.source_start(5_000, false, OnLoss::Halt), "told twice");
     assert_eq!(mirror.receive(batch(0, 1)), Decision::AlreadyThere, "the run is over");
     mirror.look_again();
     assert_eq!(outputs(&mut mirror), []);
@@ -45,12 +45,32 @@ fn an_empty_mirror_is_made_to_start_where_the_source_does() {
 #[test]
 fn a_start_that_was_begun_is_gone_on_with() {
     let mut mirror = starting(3_000, Some(5_000));
-    assert!(mirror.source_start(5_200, OnLoss::Halt));
+    assert!(mirror.source_start(5_200, false, OnLoss::Halt));
     assert_eq!(outputs(&mut mirror), [MirrorOutput::FastForward { ticket: 0, from: 3_000, to: 5_200 }]);
     for reached in [3_000, 5_000] {
         let mut mirror = starting(reached, Some(reached));
-        assert!(mirror.source_start(5_200, OnLoss::Halt));
+        assert!(mirror.source_start(5_200, false, OnLoss::Halt));
         assert_eq!(failure(&mut mirror).code, FailureCode::SourceDataLost, "it is done");
+    }
+}
+
+#[test]
+fn what_an_empty_mirror_had_before_it_is_lost_not_its_start() {
+    for mirror in [|| live(0), || starting(3_000, Some(3_001))] {
+        let mut halted = mirror();
+        let from = halted.progress().confirmed;
+        assert!(halted.source_start(5_000, true, OnLoss::Halt));
+        let failure = failure(&mut halted);
+        let found = (failure.code, failure.offset, failure.end_offset);
+        assert_eq!(found, (FailureCode::SourceDataLost, Some(from), Some(5_000)));
+        let mut skipping = mirror();
+        assert!(skipping.source_start(5_000, true, OnLoss::Skip));
+        assert_eq!(outputs(&mut skipping), [MirrorOutput::RecordLoss { ticket: 0, from, to: 5_000 }]);
+        assert_eq!(skipping.loss_recorded(0, Ok(()), NOW), Some((from, 5_000)));
+        assert!(matches!(outputs(&mut skipping)[..], [MirrorOutput::Skip { ticket: 1, offset, .. }] if offset == from));
+        let mut unseen = mirror();
+        assert!(unseen.source_start(5_000, false, OnLoss::Halt));
+        assert_eq!(outputs(&mut unseen), [MirrorOutput::FastForward { ticket: 0, from, to: 5_000 }]);
     }
 }
 
@@ -61,7 +81,7 @@ fn a_start_that_fails_is_tried_again_later_and_later() {
     let mut waits = Vec::new();
     for at in 0..8 {
         let (from, attempt) = (at * 10, u32::try_from(at).expect("small") + 2);
-        assert!(mirror.source_start(5_000, OnLoss::Halt));
+        assert!(mirror.source_start(5_000, false, OnLoss::Halt));
         let ticket = u64::try_from(at).expect("small");
         assert_eq!(outputs(&mut mirror), [MirrorOutput::FastForward { ticket, from, to: 5_000 }]);
         assert_eq!(mirror.fast_forwarded(ticket, Err("no leader".to_owned()), now), None);
@@ -81,7 +101,7 @@ fn a_start_that_fails_is_tried_again_later_and_later() {
 #[test]
 fn a_loss_halts_the_mirror_with_its_extent() {
     let mut mirror = live(10);
-    assert!(mirror.source_start(25, OnLoss::Halt));
+    assert!(mirror.source_start(25, false, OnLoss::Halt));
     let failure = failure(&mut mirror);
     assert_eq!((failure.code, failure.offset, failure.end_offset), (FailureCode::SourceDataLost, Some(10), Some(25)));
 }
@@ -89,7 +109,7 @@ fn a_loss_halts_the_mirror_with_its_extent() {
 #[test]
 fn a_loss_that_is_recorded_becomes_a_gap_and_a_new_run_begins_behind_it() {
     let mut mirror = live(10);
-    assert!(mirror.source_start(25, OnLoss::Skip));
+    assert!(mirror.source_start(25, false, OnLoss::Skip));
     assert_eq!(outputs(&mut mirror), [MirrorOutput::RecordLoss { ticket: 0, from: 10, to: 25 }]);
     assert_eq!((mirror.gap_offsets(), mirror.is_told()), (15, false));
     assert_eq!(mirror.receive(batch(10, 1)), Decision::AlreadyThere);
@@ -116,7 +136,7 @@ fn a_loss_that_is_recorded_becomes_a_gap_and_a_new_run_begins_behind_it() {
 #[test]
 fn a_lost_range_that_turns_out_whole_needs_no_second_look() {
     let mut mirror = live(10);
-    assert!(mirror.source_start(12, OnLoss::Skip));
+    assert!(mirror.source_start(12, false, OnLoss::Skip));
     outputs(&mut mirror);
     mirror.loss_recorded(0, Ok(()), NOW);
     outputs(&mut mirror);
@@ -131,7 +151,7 @@ fn a_lost_range_that_turns_out_whole_needs_no_second_look() {
 #[test]
 fn a_loss_that_cannot_be_recorded_is_not_skipped() {
     let mut mirror = live(10);
-    assert!(mirror.source_start(25, OnLoss::Skip));
+    assert!(mirror.source_start(25, false, OnLoss::Skip));
     outputs(&mut mirror);
     assert_eq!(mirror.loss_recorded(0, Err("no registry".to_owned()), NOW), None);
     assert_eq!((outputs(&mut mirror), mirror.gap_offsets()), (Vec::new(), 0));
@@ -144,9 +164,9 @@ fn a_loss_that_cannot_be_recorded_is_not_skipped() {
 #[test]
 fn a_start_below_what_was_sent_is_a_breach() {
     let mut mirror = live(10);
-    assert!(!mirror.source_start(10, OnLoss::Skip));
+    assert!(!mirror.source_start(10, false, OnLoss::Skip));
     mirror.receive(batch(10, 1));
-    assert!(!mirror.source_start(20, OnLoss::Skip), "something is held");
+    assert!(!mirror.source_start(20, false, OnLoss::Skip), "something is held");
     assert!(matches!(outputs(&mut mirror)[..], [MirrorOutput::Produce { .. }]));
 }
 
@@ -156,14 +176,14 @@ fn a_start_told_while_the_log_end_is_read_begins_a_new_run() {
         let mut mirror = live(10);
         mirror.look_again();
         outputs(&mut mirror);
-        assert!(mirror.source_start(25, OnLoss::Skip));
+        assert!(mirror.source_start(25, false, OnLoss::Skip));
         assert_eq!(outputs(&mut mirror), []);
         mirror.recovered(2, &empty(log_end));
         assert!(matches!(
             outputs(&mut mirror)[..],
             [MirrorOutput::Position { run: 2, next_offset, rewind: told, .. }] if (next_offset, told) == (log_end, rewind)
         ));
-        assert!(mirror.source_start(25, OnLoss::Skip));
+        assert!(mirror.source_start(25, false, OnLoss::Skip));
         assert!(matches!(outputs(&mut mirror)[..], [MirrorOutput::RecordLoss { to: 25, .. }]));
     }
 }
@@ -171,7 +191,7 @@ fn a_start_told_while_the_log_end_is_read_begins_a_new_run() {
 #[test]
 fn a_stop_waits_for_what_was_begun() {
     let mut mirror = live(0);
-    assert!(mirror.source_start(5_000, OnLoss::Halt));
+    assert!(mirror.source_start(5_000, false, OnLoss::Halt));
     outputs(&mut mirror);
     mirror.stop();
     mirror.recover();
@@ -179,7 +199,7 @@ fn a_stop_waits_for_what_was_begun() {
     assert_eq!(mirror.fast_forwarded(0, Ok(()), NOW), None);
     assert_eq!(outputs(&mut mirror), [MirrorOutput::Recover { attempt: 2 }]);
     let mut mirror = live(10);
-    assert!(mirror.source_start(25, OnLoss::Skip));
+    assert!(mirror.source_start(25, false, OnLoss::Skip));
     outputs(&mut mirror);
     mirror.stop();
     assert_eq!(mirror.loss_recorded(0, Ok(()), NOW), None, "nothing is skipped that nobody goes on with");

@@ -40,7 +40,7 @@ const INPUTS: [(&str, Act); 21] = [
     ("gap", |mirror| {
         mirror.receive(Entry::Gap { offset: mirror.progress.received, count: 2 });
     }),
-    ("source start", |mirror| assert!(mirror.source_start(90, OnLoss::Skip) || !mirror.held.is_empty())),
+    ("source start", |mirror| assert!(mirror.source_start(90, false, OnLoss::Skip) || !mirror.held.is_empty())),
     ("produced", |mirror| {
         let offset = mirror.in_flight.back().map_or(10, |sent| sent.offset);
         mirror.produced(last(mirror), appended(offset));
@@ -113,7 +113,7 @@ const BATCH: Act = |mirror| {
 const GAP: Act = |mirror| {
     mirror.receive(Entry::Gap { offset: mirror.progress.received, count: 2 });
 };
-const START: Act = |mirror| assert!(mirror.source_start(12, OnLoss::Skip));
+const START: Act = |mirror| assert!(mirror.source_start(12, false, OnLoss::Skip));
 
 const ROWS: [Row; 12] = [
     ("idle", 10, &[Mirror::stop], &[("recover", "Recovering Nowhere Recover"), ("fail", "Failed Nowhere")]),

@@ -107,9 +107,9 @@ mod tests {
         let tail = vec![TailBatch::gap(2, 5)];
         let told = CloudMessage { body: Some(CloudBody::Position(Position { tail, rewind: false, ..position })) };
         assert_eq!(hex(&encode(&told)), "000000121a1008011002180320052a06080210042001");
-        let start = SourceStart { mirror: 1, partition: 2, run: 3, offset: 300 };
+        let start = SourceStart { mirror: 1, partition: 2, run: 3, offset: 300, seen: true };
         let told = EdgeMessage { body: Some(EdgeBody::SourceStart(start)) };
-        assert_eq!(hex(&encode(&told)), "0000000b420908011002180320ac02");
+        assert_eq!(hex(&encode(&told)), "0000000d420b08011002180320ac022801");
         let at = PartitionOffset { mirror: 1, partition: 2, offset: 300, run: 0, log_start: Some(4) };
         let told = EdgeMessage { body: Some(EdgeBody::SourcePositions(Positions { entries: vec![at] })) };
         assert_eq!(hex(&encode(&told)), "0000000d2a0b0a090801100218ac022804");

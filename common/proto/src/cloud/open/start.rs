@@ -30,7 +30,7 @@ impl Open {
         }
         let mut in_order = true;
         self.with_partition((id, start.partition), now, out, |open| {
-            in_order = open.mirror.source_start(start.offset, on_loss);
+            in_order = open.mirror.source_start(start.offset, start.seen, on_loss);
         });
         if in_order {
             Ok(())

@@ -223,7 +223,7 @@ impl EdgeLink {
         let added = self.with(key, |partition| {
             partition.fetching.is(fetch).then(|| {
                 partition.high_watermark = Some(high_watermark);
-                partition.log_start = Some(log_start);
+                partition.note_log_start(log_start);
                 partition.add(entries, now)
             })
         });
@@ -273,8 +273,9 @@ impl EdgeLink {
         let Some(MirrorId(id)) = mirror.id else { return };
         let Some(partition) = mirror.partition(key.1) else { return };
         let Placement::Placed { run } = partition.placement else { return };
+        let seen = partition.has_seen();
         if let Some(offset) = partition.take_start() {
-            self.send(EdgeBody::SourceStart(SourceStart { mirror: id, partition: key.1, run, offset }));
+            self.send(EdgeBody::SourceStart(SourceStart { mirror: id, partition: key.1, run, offset, seen }));
         }
     }
 

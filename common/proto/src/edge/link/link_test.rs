@@ -714,3 +714,47 @@ fn the_gateway_hears_where_the_source_starts_and_again_in_every_run() {
     feed(&mut link, position(2, 0, Vec::new()));
     assert_eq!(told(&mut link, 5), Some(vec![(9, Some(4))]));
 }
+
+/// Of a start that was told: whether what is missing was seen.
+fn seen(outputs: &[EdgeOutput]) -> Option<bool> {
+    outputs.iter().find_map(|output| {
+        let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) = output else { return None };
+        Some(start.seen)
+    })
+}
+
+#[test]
+fn what_was_once_read_from_the_mirrors_end_is_said_to_be_seen() {
+    let (mut link, fetch) = live();
+    assert_eq!(seen(&feed(&mut link, overtaken(fetch, 500))), Some(false), "it was never there");
+    let outputs = feed(&mut link, position(2, 500, Vec::new()));
+    let (fetch, _) = fetch_of(&outputs).expect("fetches");
+    let empty = |fetch, log_start| EdgeInput::Fetched {
+        topic: topic(),
+        partition: 0,
+        fetch,
+        entries: Vec::new(),
+        high_watermark: log_start,
+        log_start,
+    };
+    feed(&mut link, empty(fetch, 501));
+    reconnect(&mut link);
+    let (fetch, _) = fetch_of(&feed(&mut link, position(1, 500, Vec::new()))).unwrap_or((fetch, 500));
+    assert_eq!(seen(&feed(&mut link, overtaken(fetch, 501))), Some(false), "the log began above already");
+    let (fetch, _) = fetch_of(&feed(&mut link, position(2, 501, Vec::new()))).expect("fetches");
+    feed(&mut link, empty(fetch, 501));
+    assert!(link.take_checkpoint(true).expect("changed").partitions.remove(0).seen);
+    assert_eq!(seen(&feed(&mut link, overtaken(fetch, 900))), Some(true));
+}
+
+#[test]
+fn what_a_mirror_made_anew_would_hold_was_not_seen() {
+    let (mut link, fetch) = live();
+    feed(&mut link, fetched(fetch, [0]));
+    frames(&mut link);
+    feed(&mut link, confirm(1, 2));
+    reconnect(&mut link);
+    let outputs = feed(&mut link, position(1, 0, Vec::new()));
+    let (fetch, offset) = fetch_of(&outputs).expect("fetches");
+    assert_eq!((offset, seen(&feed(&mut link, overtaken(fetch, 900)))), (0, Some(false)));
+}

@@ -97,8 +97,9 @@ impl EdgeLink {
                 partition.dirty = false;
                 let confirmed = partition.progress()?.confirmed;
                 let (shipped, last_epoch) = partition.shipped();
-                let (topic, partition) = (topic.clone(), partition.partition());
-                Some(CheckpointPartition { topic, partition, confirmed, last_epoch, shipped })
+                let (topic, seen) = (topic.clone(), partition.has_seen());
+                let partition = partition.partition();
+                Some(CheckpointPartition { topic, partition, confirmed, last_epoch, shipped, seen })
             })
             .collect();
         if partitions.is_empty() && !std::mem::take(&mut self.lists_changed) {
@@ -141,9 +142,10 @@ impl EdgeLink {
             mirror.topic_id = mirror.topic_id.or(range.topic_id);
             mirror.ensure(range.partition);
         }
-        for CheckpointPartition { topic, partition, confirmed, last_epoch, shipped } in checkpoint.partitions {
+        for CheckpointPartition { topic, partition, confirmed, last_epoch, shipped, seen } in checkpoint.partitions {
             if let Some(at) = self.mirrors.get_mut(&topic).and_then(|mirror| mirror.ensure(partition)) {
                 at.restore(Some(confirmed), (shipped, last_epoch), None);
+                at.restore_seen(seen);
             }
         }
         self.take_ranges(ranges);
