@@ -19,7 +19,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
-use tombolo_proto::cloud::{CloudConfig, CloudEvent, CloudInput, CloudLink, CloudOutput, LinkSettings, MirrorSettings};
+use tombolo_proto::cloud::{
+    CloudConfig, CloudEvent, CloudInput, CloudLink, CloudOutput, LinkSettings, LogStart, MirrorSettings,
+};
 use tombolo_proto::frame::{Entry as FrameEntry, Frame, FrameError, FrameHeader, FrameLimits, HEADER_BYTES};
 use tombolo_proto::id::{LinkName, MirrorId, Offset, Time};
 use tombolo_proto::lease::Lease;
@@ -211,10 +213,12 @@ impl World {
             paused: wanted.paused,
             max_gap: self.plan.max_gap,
             on_loss: self.plan.on_loss,
+            log_start: LogStart::Keep,
         });
         let filters = vec![TopicPattern::new(FILTER).expect("a pattern")];
         let (max_gap, on_loss) = (self.plan.max_gap, self.plan.on_loss);
-        LinkSettings { mirrors: mirrors.collect(), filters, reserved: Arc::default(), max_gap, on_loss }
+        let (reserved, log_start) = (Arc::default(), LogStart::Keep);
+        LinkSettings { mirrors: mirrors.collect(), filters, reserved, max_gap, on_loss, log_start }
     }
 
     /// The id under which the link writes.
@@ -367,6 +371,10 @@ impl World {
                 let entry = Entry { reason: Reason::Loss, from, to };
                 self.tell_ledger(at, (id, mirror), (topic_number(&topic), partition), ticket, entry);
             }
+            CloudOutput::DeleteBefore { topic, partition, offset, .. } => {
+                let what = format!("{topic} partition {partition} keeps its records, and is to begin at {offset}");
+                self.ghost.violated(Rule::Protocol, what);
+            }
             CloudOutput::Event(event) => self.cloud_event(id, &event),
             CloudOutput::Close { code, reason } => {
                 self.trace(|| format!("gateway {at}: session {id} closes: {code:?} {reason}"));
@@ -399,6 +407,7 @@ impl World {
                 self.ghost.violated(Rule::Protocol, format!("{topic} passed over: {reason}"));
             }
             CloudEvent::MirrorFailed { .. }
+            | CloudEvent::NotDeleted { .. }
             | CloudEvent::SourceUnavailable { .. }
             | CloudEvent::MirrorActive { .. } => {}
         }
