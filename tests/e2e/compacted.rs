@@ -112,8 +112,14 @@ async fn what_the_cleaner_left_is_mirrored_at_its_offsets() {
     tell(&format!("what was left of {written} records in {} compacted logs", topics.len()), seen.records, start);
     assert!(seen.records < written / 2 && seen.records > KEYS, "{} of {written} records were left", seen.records);
     let verifier = Verifier::of(&source, &cloud);
-    for topic in &topics {
-        let verified = verifier.run(&["--link", &rig.name, "--topic", topic, "--records"]).await;
+    let file = rig.agent.folder().join("source.digest").display().to_string();
+    let digest: Vec<&str> = topics.iter().flat_map(|topic| ["--topic", topic]).chain([file.as_str()]).collect();
+    let written = rig.agent.command(&[&["digest"], &digest[..]].concat()).await;
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    for how in [["--digest", file.as_str()], ["--records", "--strict"]] {
+        let patterns = topics.iter().flat_map(|topic| ["--topic", topic]);
+        let words: Vec<&str> = ["--link", &rig.name].into_iter().chain(patterns).chain(how).collect();
+        let verified = verifier.run(&words).await;
         assert_eq!(verified.code, PASSES, "{verified:?}");
     }
     assert!(rig.agent.metric("tombolo_reencoded_batches_total").await > 0.0, "thinned batches can not go as they are");

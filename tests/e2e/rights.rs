@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tombolo_tests::broker::{ClusterOperation, ClusterSpec, KafkaCluster, USER, shared_pair, unique_name};
-use tombolo_tests::compare::{Seen, await_equal_with_gaps};
+use tombolo_tests::compare::{Seen, await_equal_with_gaps, consumers_equal, wait_until_mirrored};
 use tombolo_tests::producer::{Shape, Workload};
 use tombolo_tests::rig::{Rig, RigSpec};
 use tombolo_tests::transactions::Transactions;
@@ -64,4 +64,37 @@ async fn a_mirror_that_needs_markers_is_refused_with_the_command_that_allows_the
     let seen = await_equal_with_gaps(source, &cloud, &topics, rig.producer_id(), DEADLINE).await;
     assert_eq!(seen, Seen { records: 5 * RECORDS + written.committed, aborted: written.aborted });
     tell("mirrors that had to wait for a right", seen.records, start);
+}
+
+#[tokio::test]
+async fn empty_transactions_skip_where_markers_are_not_allowed() {
+    const PARTITIONS: i32 = 2;
+    let _turn = Turn::alone().await;
+    let source = &shared_pair().await.source;
+    let cloud = KafkaCluster::start(ClusterSpec::single().with_authorizer()).await;
+    cloud.allow("somebody", ClusterOperation::Describe).await;
+    let topic = unique_name("by-transactions");
+    source.create_topic(&topic, PARTITIONS, 1, &[]).await;
+    let config = source.client_config();
+    let plain = Workload::new().topic(&topic, PARTITIONS);
+    let transactions = Transactions::new(&topic, PARTITIONS);
+    plain.produce(&config, RECORDS).await;
+    let mut written = transactions.write(&config, 30).await;
+
+    let start = Instant::now();
+    let spec = RigSpec::new(&[&topic]).impatient().link("skip", "transactions");
+    let mut rig = Rig::start(source, &cloud, spec).await;
+    wait_until_active(&rig, &[&topic]).await;
+    wait_until_mirrored(source, &cloud, &[&topic], DEADLINE).await;
+    // Another process of the gateway knows its own among the mirror's last offsets.
+    rig.gateway.restart();
+    rig.gateway.wait_ready().await;
+    let more = transactions.write(&config, 30).await;
+    written.committed += more.committed;
+    written.aborted += more.aborted;
+    plain.produce(&config, RECORDS).await;
+    wait_until_mirrored(source, &cloud, &[&topic], DEADLINE).await;
+    let seen = consumers_equal(source, &cloud, &[&topic]).await;
+    assert_eq!(seen, Seen { records: 2 * RECORDS + written.committed, aborted: written.aborted });
+    tell("gaps skipped by empty transactions", seen.records, start);
 }

@@ -245,7 +245,7 @@ async fn late_markers_of_a_dead_gateway_shift_nothing() {
 }
 
 #[tokio::test]
-async fn goes_on_when_leaders_in_the_cloud_die_amid_markers() {
+async fn goes_on_when_a_leader_in_the_cloud_dies_amid_markers() {
     let _turn = Turn::alone().await;
     let source = &shared_pair().await.source;
     let cloud = KafkaCluster::start(ClusterSpec::three()).await;
@@ -257,22 +257,19 @@ async fn goes_on_when_leaders_in_the_cloud_die_amid_markers() {
     wait_until_active(&rig, &[&topic]).await;
     let start = Instant::now();
     let applications = Applications::start(source, &topic);
-    for partition in 0..2 {
-        wait_until_longer(&cloud, &topic).await;
-        let leader = cloud.leader_of(&topic, partition).await;
-        cloud.kill_broker(leader);
-        until("another broker leads", DEADLINE, async || {
-            let leads = cloud.leader_of(&topic, partition).await;
-            if leads == leader { Err(leads) } else { Ok(()) }
-        })
-        .await;
-        wait_until_longer(&cloud, &topic).await;
-        cloud.restart_broker(leader).await;
-    }
+    wait_until_longer(&cloud, &topic).await;
+    let leader = cloud.leader_of(&topic, 0).await;
+    cloud.kill_broker(leader);
+    until("another broker leads", DEADLINE, async || {
+        let leads = cloud.leader_of(&topic, 0).await;
+        if leads == leader { Err(leads) } else { Ok(()) }
+    })
+    .await;
+    wait_until_longer(&cloud, &topic).await;
     let (settled, expected) = applications.stop().await;
     let seen = await_equal_with_gaps(source, &cloud, &[&topic], rig.producer_id(), DEADLINE).await;
     assert_eq!(seen, expected);
-    tell(&format!("two leaders killed in the cloud, {settled:?}"), expected.records, start);
+    tell(&format!("a leader killed in the cloud, {settled:?}"), expected.records, start);
 }
 
 /// Waits until every partition of the mirror is longer than now.

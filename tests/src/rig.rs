@@ -26,6 +26,7 @@ pub struct RigSpec {
     agent: Vec<(String, Value)>,
     gateway: Vec<(String, Value)>,
     mirror: Vec<(String, Value)>,
+    link: Vec<(String, Value)>,
 }
 
 impl RigSpec {
@@ -39,6 +40,7 @@ impl RigSpec {
             agent: Vec::new(),
             gateway: Vec::new(),
             mirror: Vec::new(),
+            link: Vec::new(),
         }
     }
 
@@ -82,6 +84,13 @@ impl RigSpec {
     #[must_use]
     pub fn mirror(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.mirror.push((key.to_owned(), value.into()));
+        self
+    }
+
+    /// A setting of the link in the gateway's settings, such as `skip`.
+    #[must_use]
+    pub fn link(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.link.push((key.to_owned(), value.into()));
         self
     }
 
@@ -234,11 +243,12 @@ fn gateway_settings(
         })
         .collect();
     let filters: Vec<Value> = spec.filters.iter().map(|pattern| pattern.as_str().into()).collect();
-    let link = Table::from_iter([
+    let own = [
         ("name".to_owned(), link.into()),
         ("mirror".to_owned(), mirrors.into()),
         ("topics".to_owned(), filters.into()),
-    ]);
+    ];
+    let link: Table = own.into_iter().chain(spec.link.iter().cloned()).collect();
     let mut settings = Table::new();
     set(&mut settings, "listen", address.to_string().into());
     set(&mut settings, "http.listen", listen_address().to_string().into());

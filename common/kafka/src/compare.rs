@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tombolo_proto::batch::BatchError;
+use tombolo_proto::limits::MAX_FRAME_BYTES;
 
 use crate::cluster::Cluster;
 use crate::error::KafkaError;
@@ -25,6 +26,9 @@ use merge::{Merge, Original};
 use reader::Reader;
 
 pub use survey::Survey;
+
+/// Largest decompressed size of a batch whose records are looked at.
+const UNPACKED_BYTES: usize = MAX_FRAME_BYTES;
 
 /// Two partitions that should hold the same.
 #[derive(Debug, Clone, PartialEq, Eq)]

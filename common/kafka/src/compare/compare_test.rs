@@ -259,6 +259,14 @@ fn what_was_re_encoded_is_compared_by_record() {
     assert_eq!(kinds(&found), []);
     assert_eq!((found.remade, found.batches, found.records, found.gaps), (1, 1, 6, 3));
 
+    // As a digest has it.
+    let digested: Vec<_> = ours.iter().flat_map(|batch| Entry::of(batch).mirrored(0)).collect();
+    let ranges: Vec<_> = digested.iter().map(|entry| entry.base_offset..entry.next_offset()).collect();
+    assert_eq!(ranges, [0..2, 3..4, 6..7, 7..9]);
+    assert_eq!(digested[0].canonical_crc, Entry::of(&theirs[0]).canonical_crc);
+    let cut = Entry::of(&ours[1]).mirrored(8);
+    assert_eq!((cut.len(), cut[0].base_offset, cut[0].records), (1, 8, 1));
+
     let mut changed = theirs;
     changed[2] = keyed(&[3], "w");
     let found = explained(&ours, &changed);

@@ -9,6 +9,7 @@
 //! | `B` batch of that partition | base offset i64, last offset delta i32, canonical CRC u32, bytes u32, records i32, producer id i64, flags u8 |
 //! | `E` end, last | number of batches u64, CRC-32C u32 of all bytes of the frame before it |
 //!
+//! A batch that cannot be mirrored as it is (thinned, append times, cut by the log's start) is written as what is made of it.
 //! A text is its length as u16 and its bytes. Flags: 1 control, 2 transactional, 4 end of an aborted transaction, 8 the
 //! stored CRC was wrong. A file that was cut has no end; one that was changed has another CRC.
 

@@ -2,7 +2,8 @@
 
 use tombolo_proto::batch::Batch;
 
-use crate::records::decode_batch;
+use super::UNPACKED_BYTES;
+use crate::records::{Piece, Unfit, decode_batch};
 
 /// `ControlRecordType.ABORT`: version and type of the control record's key.
 const ABORT_KEY: [u8; 4] = [0, 0, 0, 0];
@@ -65,6 +66,22 @@ impl Entry {
     pub(super) fn is_unfit(&self, log_start: i64) -> bool {
         let remade = |batch: &Batch| batch.is_log_append_time() || batch.may_be_cleaned();
         !self.is_control() && (self.base_offset < log_start || self.batch.as_ref().is_some_and(remade))
+    }
+
+    /// What a mirror is to hold of the batch, from this offset on, where the log begins: itself, or what is made of it.
+    pub(super) fn mirrored(&self, log_start: i64) -> Vec<Self> {
+        let Some(batch) = self.batch.as_ref().filter(|_| self.sound && self.is_unfit(log_start)) else {
+            return vec![self.clone()];
+        };
+        let unfit = Unfit::new(batch.clone()).or_else(|batch| Unfit::begun(batch, log_start));
+        let Ok(runs) = unfit.map(|unfit| unfit.runs(log_start, UNPACKED_BYTES)) else { return vec![self.clone()] };
+        let pieces = runs.and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let Ok(pieces) = pieces else { return vec![self.clone()] };
+        let runs = pieces.iter().filter_map(|piece| match piece {
+            Piece::Run(run) => Some(Self { producer_id: self.producer_id, kind: self.kind, ..Self::of(run) }),
+            Piece::Gap { .. } => None,
+        });
+        runs.collect()
     }
 
     pub(super) fn is_control(&self) -> bool {

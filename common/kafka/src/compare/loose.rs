@@ -7,13 +7,9 @@
 
 use std::collections::VecDeque;
 
-use tombolo_proto::limits::MAX_FRAME_BYTES;
-
+use super::UNPACKED_BYTES;
 use super::entry::Entry;
 use crate::records::{RecordSum, record_sums};
-
-/// Largest decompressed size of a batch that is compared record by record.
-const UNPACKED_BYTES: usize = MAX_FRAME_BYTES;
 
 /// What both logs hold at offsets that were read of both only in part.
 #[derive(Debug, Default)]

@@ -133,11 +133,16 @@ pub async fn write_log<W: Write + Send>(
     let mut reader = Reader::new(cluster, topic, partition, options);
     let offsets = reader.extent().await?;
     let mut told = offsets.start;
+    let log_start = offsets.start;
     reader.seek(offsets.clone());
     digest.section(&Section { topic: Arc::clone(topic), partition, offsets })?;
     while let Some(entry) = reader.peek().await? {
         match entry {
-            Ok(entry) => digest.batch(entry)?,
+            Ok(entry) => {
+                for mirrored in entry.mirrored(log_start) {
+                    digest.batch(&mirrored)?;
+                }
+            }
             Err(error) => return Err(DigestError::Log { topic: Arc::clone(topic), partition, error }),
         }
         reader.pass();
