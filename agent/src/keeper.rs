@@ -274,8 +274,9 @@ impl Keeper {
         }
         let frames: Vec<_> = frames
             .into_iter()
-            .map(|SpillFrame { topic, topic_id, partition, entries, .. }| {
-                let packed = Packed::new(&entries);
+            .map(|frame| {
+                let packed = frame.pack();
+                let SpillFrame { topic, topic_id, partition, .. } = frame;
                 JournalFrame { topic, topic_id, partition, packed }
             })
             .collect();
@@ -446,7 +447,14 @@ mod tests {
 
     fn frame(base: Offset, after: Option<Offset>) -> SpillFrame {
         let entries = vec![Entry::Batch(BatchBuilder::new(base).records(2).build())];
-        SpillFrame { topic: TopicName::new("orders").unwrap(), topic_id: None, partition: 0, after, entries }
+        SpillFrame {
+            topic: TopicName::new("orders").unwrap(),
+            topic_id: None,
+            partition: 0,
+            after,
+            entries,
+            last_epoch: 0,
+        }
     }
 
     #[test]
@@ -454,11 +462,11 @@ mod tests {
         let mut journal = MemoryJournal::new(1 << 20);
         let run = [frame(0, None), frame(2, Some(2)), frame(4, Some(4))];
         assert_eq!(stale(&journal, &run), None, "a run begins, and goes on within the commit");
-        let kept = run.map(|SpillFrame { topic, topic_id, partition, entries, .. }| JournalFrame {
-            topic,
-            topic_id,
-            partition,
-            packed: Packed::new(&entries),
+        let kept = run.map(|frame| JournalFrame {
+            packed: frame.pack(),
+            topic: frame.topic,
+            topic_id: frame.topic_id,
+            partition: frame.partition,
         });
         journal.append(&kept).unwrap();
         assert_eq!(stale(&journal, &[frame(6, Some(6)), frame(8, Some(8))]), None);

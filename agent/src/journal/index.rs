@@ -117,7 +117,7 @@ impl Index {
             });
             row.next = packed.next_offset;
             row.bytes += packed.body_bytes() as u64;
-            // Of a frame that ends with a gap it is not known, whatever its predecessor's was.
+            // It may not be known, whatever its predecessor's was.
             row.last_epoch = packed.last_epoch;
             plan.entries.push(Entry { topic, partition: *partition, run: row.run, packed });
             plan.rows.insert(key, row);

@@ -273,7 +273,7 @@ impl Fetcher {
                 tokio::task::yield_now().await;
             }
             let of = topic.clone();
-            inputs.push(EdgeInput::Fetched { topic: of, partition, fetch, entries, high_watermark, log_start });
+            inputs.push(EdgeInput::Fetched { topic: of, partition, fetch, entries, epoch, high_watermark, log_start });
             match stop {
                 Some(Stop::Failed(failure)) => {
                     inputs.push(EdgeInput::FetchFailed { topic, fetch, failure });

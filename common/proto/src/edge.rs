@@ -109,6 +109,15 @@ pub struct SpillFrame {
     pub after: Option<Offset>,
     /// At least one entry, joined.
     pub entries: Vec<Entry>,
+    /// Leader epoch of the source's record right before their end; -1 where it is not known.
+    pub last_epoch: i32,
+}
+
+impl SpillFrame {
+    /// The frame, as the journal keeps it.
+    pub fn pack(&self) -> Packed {
+        Packed { last_epoch: self.last_epoch, ..Packed::new(&self.entries) }
+    }
 }
 
 /// Why the journal did not take frames.
@@ -220,6 +229,8 @@ pub enum EdgeInput {
         fetch: u64,
         /// Batches and gaps. Those that end below the offset asked for are passed over.
         entries: Vec<Entry>,
+        /// Leader epoch of the source's record right before their end, where it is known: a gap does not tell it.
+        epoch: Option<i32>,
         /// High watermark of the source.
         high_watermark: Offset,
         /// First offset that the source still has.

@@ -160,7 +160,7 @@ pub struct Packed {
     /// The last batches and gaps in it, at most [`MAX_TAIL`], joined up to `next_offset`: evidence for a later
     /// resume.
     pub tail: Vec<TailBatch>,
-    /// Leader epoch that the source's broker wrote into the last entry; -1 of a gap, which does not tell it.
+    /// Leader epoch of the source's record right before the end; -1 where it is not known, as of a gap that does not tell it.
     pub last_epoch: i32,
 }
 

@@ -147,8 +147,7 @@ impl<D: Disk> SegmentJournal<D> {
         row.next = last.next_offset;
         let copied = body_bytes(frames.iter());
         row.bytes += copied;
-        row.last_epoch =
-            frames.iter().rev().map(|packed| packed.last_epoch).find(|epoch| *epoch >= 0).unwrap_or(row.last_epoch);
+        row.last_epoch = last.last_epoch;
         let entries: Vec<Entry<'_>> =
             frames.iter().map(|packed| Entry { topic: &key.0, partition: key.1, run: row.run, packed }).collect();
         merge.writer.append(&entries, std::iter::once((&key.0, key.1, row))).map_err(Failure::Target)?;

@@ -186,8 +186,8 @@ impl EdgeLink {
             EdgeInput::TailCompared { topic, partition, ticket, verdict } => {
                 self.tail_compared(&topic, partition, ticket, verdict);
             }
-            EdgeInput::Fetched { topic, partition, fetch, entries, high_watermark, log_start } => {
-                self.fetched(&(topic, partition), fetch, entries, (log_start, high_watermark), now);
+            EdgeInput::Fetched { topic, partition, fetch, entries, epoch, high_watermark, log_start } => {
+                self.fetched(&(topic, partition), fetch, (entries, epoch), (log_start, high_watermark), now);
             }
             EdgeInput::Overtaken { topic, partition, fetch, log_start } => {
                 self.overtaken(&(topic, partition), fetch, log_start);

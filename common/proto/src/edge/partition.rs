@@ -386,8 +386,10 @@ impl EdgePartition {
         self.started = None;
     }
 
-    /// Takes what was fetched, up to the first entry that does not join; returns why that one does not.
-    pub(super) fn add(&mut self, entries: Vec<Entry>, now: Time) -> Option<Failure> {
+    /// Takes what was fetched, up to the first entry that does not join; returns why that one does not. `epoch`: of the
+    /// source's record before the end of it all, where that is known.
+    pub(super) fn add(&mut self, entries: Vec<Entry>, epoch: Option<i32>, now: Time) -> Option<Failure> {
+        let end = entries.last().map(Entry::next_offset);
         // A gap that the journal has, or is given, stays as it is.
         let written = self.durable_end().max(self.spilling);
         let progress = self.progress.as_mut()?;
@@ -404,14 +406,16 @@ impl EdgePartition {
                 Entry::Gap { .. } | Entry::Batch(_) => entry,
             };
             progress.fetched = entry.next_offset();
+            let told = epoch.filter(|_| end == Some(entry.next_offset()));
+            let epoch = told.unwrap_or_else(|| entry.leader_epoch());
             if let Entry::Batch(batch) = &entry {
                 self.last_timestamp = Some(batch.max_timestamp());
             }
             let last = self.window.back_mut().filter(|last| written.is_none_or(|written| written <= last.first()));
-            if last.is_some_and(|last| last.extend(&entry)) {
+            if last.is_some_and(|last| last.extend(&entry, epoch)) {
                 continue;
             }
-            let held = Held::new(entry, now);
+            let held = Held::new(entry, epoch, now);
             self.window_bytes += held.bytes();
             self.window.push_back(held);
         }

@@ -215,7 +215,7 @@ impl EdgeLink {
         &mut self,
         key: &Key,
         fetch: u64,
-        entries: Vec<Entry>,
+        (entries, epoch): (Vec<Entry>, Option<i32>),
         (log_start, high_watermark): (Offset, Offset),
         now: Time,
     ) {
@@ -224,7 +224,7 @@ impl EdgeLink {
             partition.fetching.is(fetch).then(|| {
                 partition.high_watermark = Some(high_watermark);
                 partition.note_log_start(log_start);
-                partition.add(entries, now)
+                partition.add(entries, epoch, now)
             })
         });
         let Some(Some(failure)) = added else { return };

@@ -86,7 +86,7 @@ fn gap(offset: Offset, next: Offset) -> Entry {
 
 fn entries(fetch: u64, entries: Vec<Entry>) -> EdgeInput {
     let high_watermark = entries.last().map_or(0, Entry::next_offset);
-    EdgeInput::Fetched { topic: topic(), partition: 0, fetch, entries, high_watermark, log_start: 0 }
+    EdgeInput::Fetched { topic: topic(), partition: 0, fetch, entries, epoch: None, high_watermark, log_start: 0 }
 }
 
 fn feed(link: &mut EdgeLink, input: EdgeInput) -> Vec<EdgeOutput> {
@@ -381,6 +381,7 @@ fn a_partition_that_stalls_leaves_credit_to_the_others() {
         partition: 1,
         fetch: other,
         entries: vec![Entry::Batch(batch(0))],
+        epoch: None,
         high_watermark: 2,
         log_start: 0,
     };
@@ -734,6 +735,7 @@ fn what_was_once_read_from_the_mirrors_end_is_said_to_be_seen() {
         partition: 0,
         fetch,
         entries: Vec::new(),
+        epoch: None,
         high_watermark: log_start,
         log_start,
     };

@@ -301,8 +301,7 @@ impl EdgeLink {
         let frame = |frame: &SpillFrame| {
             let first = frame.entries.first().map_or(0, Entry::offset);
             let next = frame.entries.last().map_or(0, Entry::next_offset);
-            let epoch = frame.entries.last().map_or(-1, Entry::leader_epoch);
-            ((frame.topic.clone(), frame.partition), first, next, epoch)
+            ((frame.topic.clone(), frame.partition), first, next, frame.last_epoch)
         };
         let writing = Writing { ticket, frames: frames.iter().map(frame).collect() };
         self.journal.phase = JournalPhase::Writing(writing);
@@ -329,10 +328,17 @@ impl EdgeLink {
                 (after, partition.spill(until, target, room))
             });
             let Some((mut after, chosen)) = chosen else { continue };
-            for entries in chosen {
+            for (entries, last_epoch) in chosen {
                 room = room.saturating_sub(entries.iter().map(Entry::bytes).sum());
                 let next = entries.last().map(Entry::next_offset);
-                frames.push(SpillFrame { topic: key.0.clone(), topic_id, partition: key.1, after, entries });
+                frames.push(SpillFrame {
+                    topic: key.0.clone(),
+                    topic_id,
+                    partition: key.1,
+                    after,
+                    entries,
+                    last_epoch,
+                });
                 after = next;
                 self.journal.cursor = Some(key.clone());
             }

@@ -134,8 +134,21 @@ impl Site {
     }
 
     pub(super) fn entries(&mut self, fetch: u64, entries: Vec<Entry>) -> Vec<EdgeOutput> {
+        self.entries_of(fetch, entries, None)
+    }
+
+    /// As [`Site::entries`], with the epoch of what stands before their end.
+    fn entries_of(&mut self, fetch: u64, entries: Vec<Entry>, epoch: Option<i32>) -> Vec<EdgeOutput> {
         let high_watermark = entries.last().map_or(0, Entry::next_offset);
-        self.feed(EdgeInput::Fetched { topic: topic(), partition: 0, fetch, entries, high_watermark, log_start: 0 })
+        self.feed(EdgeInput::Fetched {
+            topic: topic(),
+            partition: 0,
+            fetch,
+            entries,
+            epoch,
+            high_watermark,
+            log_start: 0,
+        })
     }
 
     /// Lets time pass, and the journal take what it is given.
@@ -162,7 +175,7 @@ impl Site {
                     if frame.after != self.journal.last().map(|last| last.next_offset) {
                         self.journal.clear();
                     }
-                    self.journal.push(Packed::new(&frame.entries));
+                    self.journal.push(frame.pack());
                 }
             }
             self.feed(EdgeInput::Spilled { ticket, result: result.clone() });
@@ -548,7 +561,7 @@ fn a_mirror_that_is_paused_while_it_is_spilled_keeps_that_too() {
     let (ticket, frames) = spill(&outputs).expect("is due");
     let paused = |paused| CloudBody::Mirror(Mirror { mirror: 0, topic: "orders".to_owned(), paused });
     site.message(paused(true));
-    site.journal.extend(frames.iter().map(|frame| Packed::new(&frame.entries)));
+    site.journal.extend(frames.iter().map(SpillFrame::pack));
     site.feed(EdgeInput::Spilled { ticket, result: Ok(()) });
     assert_eq!(site.status().journal, Some((0, 4)));
     site.message(paused(false));
@@ -569,7 +582,7 @@ fn what_is_being_written_when_a_damage_is_found_counts() {
     let (ticket, frames) = spill(&outputs).expect("is due");
     let ranges = site.ranges();
     site.feed(EdgeInput::JournalOpened { ranges });
-    site.journal.extend(frames.iter().map(|frame| Packed::new(&frame.entries)));
+    site.journal.extend(frames.iter().map(SpillFrame::pack));
     site.feed(EdgeInput::Spilled { ticket, result: Ok(()) });
     assert_eq!((site.status().journal, site.status().fetched), (Some((0, 4)), Some(4)));
 }
@@ -709,13 +722,32 @@ fn a_gap_that_is_being_written_does_not_grow() {
 }
 
 #[test]
-fn nobody_knows_the_epoch_of_a_gaps_markers() {
+fn behind_a_gap_the_source_is_asked_with_the_epoch_of_its_markers() {
+    for (told, known) in [(None, None), (Some(5), Some(5))] {
+        let (mut site, fetch) = live();
+        site.feed(EdgeInput::Disconnected);
+        site.entries_of(fetch, vec![Entry::Batch(batch(0)), gap(2, 3)], Some(3));
+        site.entries_of(fetch, vec![gap(3, 4)], told);
+        site.pass(DELAY);
+        let mut again = Site::restored(checkpoint(0, Vec::new()), site.journal.clone());
+        assert_eq!(fetch_of(&again.found(1)).map(|(_, offset, epoch)| (offset, epoch)), Some((4, known)));
+    }
+}
+
+#[test]
+fn the_epoch_is_that_of_what_stands_before_the_end() {
     let (mut site, fetch) = live();
-    site.feed(EdgeInput::Disconnected);
-    site.entries(fetch, vec![Entry::Batch(batch(0)), gap(2, 4)]);
-    site.pass(DELAY);
-    let mut again = Site::restored(checkpoint(0, Vec::new()), site.journal.clone());
-    assert_eq!(fetch_of(&again.found(1)).map(|(_, offset, epoch)| (offset, epoch)), Some((4, None)));
+    site.entries_of(fetch, vec![gap(0, 1), Entry::Batch(batch(1)), gap(3, 6)], Some(5));
+    site.sent();
+    site.confirm(1, 6);
+    let kept = site.link.take_checkpoint(true).expect("changed");
+    assert_eq!(kept.partitions[0].last_epoch, 5);
+    let (mut site, fetch) = live();
+    site.entries_of(fetch, vec![gap(0, 1), Entry::Batch(batch(1)), gap(3, 6)], Some(5));
+    site.sent();
+    site.confirm(1, 5);
+    let kept = site.link.take_checkpoint(true).expect("changed");
+    assert_eq!(kept.partitions[0].last_epoch, -1, "within the gap it is not known");
 }
 
 #[test]

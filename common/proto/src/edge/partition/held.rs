@@ -10,13 +10,15 @@ pub(super) struct Held {
     entry: Entry,
     /// Canonical CRC; 0 of a gap.
     crc: u32,
+    /// Leader epoch of the record before its end at the source; -1 where it is not known.
+    epoch: i32,
     pub(super) since: Time,
 }
 
 impl Held {
-    pub(super) fn new(entry: Entry, since: Time) -> Self {
+    pub(super) fn new(entry: Entry, epoch: i32, since: Time) -> Self {
         let crc = if let Entry::Batch(batch) = &entry { batch.canonical_crc() } else { 0 };
-        Self { entry, crc, since }
+        Self { entry, crc, epoch, since }
     }
 
     pub(super) fn first(&self) -> Offset {
@@ -58,11 +60,12 @@ impl Held {
     }
 
     /// Makes a gap longer by one that follows it; false where the two are not gaps side by side.
-    pub(super) fn extend(&mut self, more: &Entry) -> bool {
+    pub(super) fn extend(&mut self, more: &Entry, epoch: i32) -> bool {
         let next = self.next();
         match (&mut self.entry, more) {
             (Entry::Gap { count, .. }, Entry::Gap { offset, count: more }) if next == *offset => {
                 *count += more;
+                self.epoch = epoch;
                 true
             }
             (Entry::Gap { .. } | Entry::Batch(_), Entry::Gap { .. } | Entry::Batch(_)) => false,
@@ -82,9 +85,9 @@ impl Held {
         self.entry.bytes()
     }
 
-    /// Leader epoch of the record before [`Held::next`] at the source; -1 of a gap, which does not tell whose it is.
+    /// Leader epoch of the record before [`Held::next`] at the source; -1 where it is not known.
     pub(super) fn epoch(&self) -> i32 {
-        self.entry.leader_epoch()
+        self.epoch
     }
 
     /// Timestamp that the records' deltas count from.

@@ -107,11 +107,11 @@ impl EdgePartition {
         self.held().find(|held| held.next() > end).map(|held| held.since)
     }
 
-    /// Entries for the journal, in frames of about `target` bytes: those fetched at `until` or before, as far as `room`
+    /// Entries for the journal, in frames of about `target` bytes, each with the epoch of the last: those fetched at `until` or before, as far as `room`
     /// bytes go. Nothing more is given until [`EdgePartition::spilled`].
-    pub(in crate::edge) fn spill(&mut self, until: Time, target: usize, room: usize) -> Vec<Vec<Entry>> {
+    pub(in crate::edge) fn spill(&mut self, until: Time, target: usize, room: usize) -> Vec<(Vec<Entry>, i32)> {
         let Some(end) = self.durable_end().filter(|_| self.spilling.is_none()) else { return Vec::new() };
-        let mut frames: Vec<Vec<Entry>> = Vec::new();
+        let mut frames: Vec<(Vec<Entry>, i32)> = Vec::new();
         let (mut frame_bytes, mut bytes) = (0, 0);
         let mut next = None;
         let due = |held: &&Held| held.next() > end && held.since <= until;
@@ -120,12 +120,13 @@ impl EdgePartition {
                 break;
             }
             let fits = frame_bytes + held.bytes() <= target
-                && frames.last().is_some_and(|frame| frame.len() < MAX_FRAME_ENTRIES);
+                && frames.last().is_some_and(|(frame, _)| frame.len() < MAX_FRAME_ENTRIES);
             let entry = held.entry_from(end);
-            if let Some(frame) = frames.last_mut().filter(|_| fits) {
+            if let Some((frame, epoch)) = frames.last_mut().filter(|_| fits) {
                 frame.push(entry);
+                *epoch = held.epoch();
             } else {
-                frames.push(vec![entry]);
+                frames.push((vec![entry], held.epoch()));
                 frame_bytes = 0;
             }
             frame_bytes += held.bytes();
@@ -186,5 +187,9 @@ fn fitting(packed: Packed, max_bytes: usize) -> Vec<Packed> {
             pieces.push(vec![entry]);
         }
     }
-    pieces.iter().map(|piece| Packed::new(piece)).collect()
+    let mut pieces: Vec<_> = pieces.iter().map(|piece| Packed::new(piece)).collect();
+    if let Some(last) = pieces.last_mut() {
+        last.last_epoch = packed.last_epoch;
+    }
+    pieces
 }
