@@ -1,8 +1,8 @@
 //! What the journal says about a mirror's end. After a restart the checkpoint is up to half a minute old, and the frames that
 //! the cloud took since are the best evidence there is.
 
-use tombolo_proto::edge::{Verdict, contradicts, differs, proves};
-use tombolo_proto::frame::FrameLimits;
+use tombolo_proto::edge::{Verdict, differs, entry_contradicts, proves};
+use tombolo_proto::frame::{Entry, FrameLimits};
 use tombolo_proto::id::{Offset, Partition, TopicName};
 use tombolo_proto::limits::MAX_FRAME_BYTES;
 use tombolo_proto::wire::TailBatch;
@@ -34,23 +34,28 @@ pub(crate) fn compare(
     // A long gap is no evidence: its records before it are.
     let from = tail.iter().rev().find(|theirs| !theirs.gap).unwrap_or(last);
     let frames = journal.read(topic, partition, from.base_offset, READ_BYTES)?;
-    let ours: Vec<TailBatch> = frames
+    let read: Vec<(Entry, TailBatch)> = frames
         .iter()
         .map_while(|packed| packed.unpack(LIMITS).ok())
         .flatten()
-        .map(|entry| TailBatch::of_entry(&entry))
+        .map(|entry| {
+            let ours = TailBatch::of_entry(&entry);
+            (entry, ours)
+        })
         .collect();
     for theirs in tail {
-        if let Some(ours) = ours.iter().find(|ours| contradicts(ours, theirs, compacted)) {
+        let against = read.iter().find(|(entry, ours)| entry_contradicts(entry, ours, theirs, compacted));
+        if let Some((_, ours)) = against {
             return Ok(Some(Verdict::Failed(differs(partition, ours, theirs))));
         }
     }
+    let ours: Vec<TailBatch> = read.into_iter().map(|(_, ours)| ours).collect();
     Ok(proves(&ours, tail).then_some(Verdict::Agrees))
 }
 
 #[cfg(test)]
 mod tests {
-    use tombolo_proto::frame::{Entry, Packed};
+    use tombolo_proto::frame::Packed;
     use tombolo_proto::testing::BatchBuilder;
 
     use super::*;
@@ -77,5 +82,18 @@ mod tests {
         assert_eq!(ask(&[], 12), None);
         let other = TailBatch::of(&batch(12, 301));
         assert!(matches!(ask(&[other], 14), Some(Verdict::Failed(_))));
+    }
+
+    #[test]
+    fn what_was_made_anew_is_no_evidence_against_a_batch() {
+        let topic = TopicName::new("orders").unwrap();
+        let mut journal = MemoryJournal::new(1 << 20);
+        let made = BatchBuilder::new(10).records(4).leader_epoch(-1).build();
+        let packed = Packed::new(&[Entry::Batch(made)]);
+        journal.append(&[JournalFrame { topic: topic.clone(), topic_id: None, partition: 0, packed }]).unwrap();
+        let mut ask = |tail: &[TailBatch], next| compare(&mut journal, &topic, 0, tail, next, false).unwrap();
+        let theirs = TailBatch::of(&BatchBuilder::new(10).records(2).build());
+        assert_eq!(ask(&[theirs], 12), None, "the source is to be asked");
+        assert!(matches!(ask(&[TailBatch::gap(10, 12)], 12), Some(Verdict::Failed(_))));
     }
 }

@@ -27,7 +27,7 @@ mod status;
 
 pub use check::{corrupt_batch, large_batch};
 pub use checkpoint::{Checkpoint, CheckpointMirror, CheckpointPartition};
-pub use evidence::{contradicts, differs, proves};
+pub use evidence::{contradicts, differs, entry_contradicts, proves};
 pub use link::EdgeLink;
 pub use outgoing::{Outgoing, OutgoingBody};
 pub use status::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus, EdgeStatus};

@@ -123,7 +123,7 @@ impl Entry {
         }
     }
 
-    /// Leader epoch that the source's broker wrote into it; -1 of a gap: the markers in it may be of a later epoch than the
+    /// Leader epoch that the source's broker wrote into it; -1 of a batch that was made anew, and of a gap: the markers in it may be of a later epoch than the
     /// batch before.
     pub fn leader_epoch(&self) -> i32 {
         match self {

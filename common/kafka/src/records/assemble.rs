@@ -31,7 +31,6 @@ pub(super) struct Content<'a> {
 
 /// Takes records in the order of their offsets.
 pub(super) struct Assembler {
-    leader_epoch: i32,
     codec: Codec,
     /// Offset that follows what was taken.
     next: i64,
@@ -40,8 +39,8 @@ pub(super) struct Assembler {
 }
 
 impl Assembler {
-    pub(super) fn new(codec: Codec, from: i64, leader_epoch: i32) -> Self {
-        Self { leader_epoch, codec, next: from, run: None, ready: VecDeque::new() }
+    pub(super) fn new(codec: Codec, from: i64) -> Self {
+        Self { codec, next: from, run: None, ready: VecDeque::new() }
     }
 
     pub(super) fn next_offset(&self) -> i64 {
@@ -96,8 +95,7 @@ impl Assembler {
     pub(super) fn close_run(&mut self) -> Result<(), ReencodeError> {
         if let Some(run) = self.run.take() {
             let offset = run.base_offset;
-            let bytes =
-                run.finish(self.codec, self.leader_epoch).map_err(|source| ReencodeError::Pack { offset, source })?;
+            let bytes = run.finish(self.codec).map_err(|source| ReencodeError::Pack { offset, source })?;
             let batch = Batch::parse(bytes);
             let batch = batch.map_err(|_| ReencodeError::Malformed { offset, reason: "a run is out of range" })?;
             self.ready.push_back(Piece::Run(batch));
@@ -153,8 +151,9 @@ impl Run {
         Ok(())
     }
 
-    /// The batch, of no producer and no transaction: who appends it gives it a place in a sequence of its own.
-    fn finish(self, codec: Codec, leader_epoch: i32) -> io::Result<Bytes> {
+    /// The batch, of no producer and no transaction: who appends it gives it a place in a sequence of its own. No leader
+    /// epoch: it is not in the source's log.
+    fn finish(self, codec: Codec) -> io::Result<Bytes> {
         let mut bytes = self.packer.finish()?;
         let length = i32::try_from(bytes.len() - LOG_OVERHEAD).map_err(out_of_range)?;
         let mut covered = Vec::with_capacity(HEADER_BYTES - ATTRIBUTES);
@@ -171,7 +170,7 @@ impl Run {
         let mut header = Vec::with_capacity(HEADER_BYTES);
         header.put_i64(self.base_offset);
         header.put_i32(length);
-        header.put_i32(leader_epoch);
+        header.put_i32(-1);
         header.put_i8(2);
         header.put_u32(crc);
         header.extend_from_slice(&covered);

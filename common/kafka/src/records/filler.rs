@@ -18,7 +18,7 @@ const CHUNK: usize = 8 << 10;
 
 /// A batch of `count` empty records, with offsets from 0 and one timestamp.
 pub fn filler(count: i32, timestamp: i64) -> Result<Batch, ReencodeError> {
-    let mut assembler = Assembler::new(CODEC, 0, -1);
+    let mut assembler = Assembler::new(CODEC, 0);
     for offset in 0..i64::from(count) {
         assembler.push(Content { offset, timestamp, attributes: 0, tail: &EMPTY })?;
     }
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn records_are_no_filler() {
-        let mut assembler = Assembler::new(CODEC, 0, -1);
+        let mut assembler = Assembler::new(CODEC, 0);
         for (offset, tail) in [(0, &EMPTY[..]), (1, &[1, 2, b'x', 0])] {
             assembler.push(Content { offset, timestamp: 7, attributes: 0, tail }).unwrap();
         }

@@ -32,7 +32,7 @@ const NO_TIMESTAMP: i64 = -1;
 /// that is cut off; [`Legacy::remaining`] tells how many bytes were left. `limit` is the largest decompressed size of one
 /// message set, in bytes.
 pub fn from_legacy(records: Bytes, from: i64, limit: usize) -> Legacy {
-    Legacy { rest: records, from, limit, assembler: Assembler::new(Codec::None, from, -1), ended: false }
+    Legacy { rest: records, from, limit, assembler: Assembler::new(Codec::None, from), ended: false }
 }
 
 /// Iterator over what becomes of a legacy message set; see [`from_legacy`]. After an error it ends.

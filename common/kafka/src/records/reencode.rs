@@ -111,7 +111,7 @@ impl Unfit {
     }
 
     /// What becomes of the batch's offsets, `from` and later (a mirror may end within a batch): each stretch of
-    /// consecutive offsets one batch, the rest gaps, in order and without an offset left out. A batch without records is
+    /// consecutive offsets one batch (without leader epoch: it is none of the source's), the rest gaps, in order and without an offset left out. A batch without records is
     /// one gap. Every record of a `LogAppendTime` batch gets the append time.
     ///
     /// `limit` is the largest size of the decompressed records, in bytes.
@@ -134,7 +134,7 @@ impl Unfit {
         Ok(Runs {
             source: Source::new(&batch, section, limit),
             from,
-            assembler: Assembler::new(codec, from, batch.leader_epoch()),
+            assembler: Assembler::new(codec, from),
             batch,
             ended: false,
         })

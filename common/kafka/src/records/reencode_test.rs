@@ -118,7 +118,7 @@ fn contents(pieces: &[Piece], from: i64, end: i64, codec: Codec) -> Vec<Seen> {
         was_run = Some(is_run);
         match piece {
             Piece::Run(batch) => {
-                assert_eq!((batch.base_offset(), batch.codec(), batch.leader_epoch()), (next, codec, 6));
+                assert_eq!((batch.base_offset(), batch.codec(), batch.leader_epoch()), (next, codec, -1));
                 next = batch.next_offset();
                 records.extend(read(batch));
             }

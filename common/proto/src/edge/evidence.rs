@@ -4,6 +4,7 @@
 //! has, because it was read later. The other way round the two are not of one log.
 
 use crate::failure::{Failure, FailureCode};
+use crate::frame::Entry;
 use crate::id::Partition;
 use crate::wire::TailBatch;
 
@@ -16,6 +17,14 @@ pub fn contradicts(ours: &TailBatch, theirs: &TailBatch, compacted: bool) -> boo
     let lies_within = theirs.base_offset <= ours.base_offset && ours.last_offset <= theirs.last_offset;
     let is_less = !theirs.gap && (ours.gap || lies_within);
     !(compacted && is_less)
+}
+
+/// Whether an entry, as it was read from the source, contradicts a stretch of the mirror. A batch that was made anew says
+/// nothing against another of the same records: where it ends may depend on where reading began, and its bytes on the
+/// release that made it.
+pub fn entry_contradicts(entry: &Entry, ours: &TailBatch, theirs: &TailBatch, compacted: bool) -> bool {
+    let made = entry.leader_epoch() < 0;
+    !(made && !ours.gap && !theirs.gap) && contradicts(ours, theirs, compacted)
 }
 
 /// Whether what is known proves that the mirror's end is of the same log: its last stretch is known, and the last records
@@ -46,6 +55,7 @@ pub fn differs(partition: Partition, ours: &TailBatch, theirs: &TailBatch) -> Fa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::BatchBuilder;
 
     fn batch(base_offset: i64, last_offset: i64, crc: u32) -> TailBatch {
         TailBatch { base_offset, last_offset, crc, gap: false }
@@ -69,6 +79,21 @@ mod tests {
             let found = (contradicts(&ours, &theirs, false), contradicts(&ours, &theirs, true));
             assert_eq!(found, (plain, compacted), "{ours:?} {theirs:?}");
         }
+    }
+
+    #[test]
+    fn a_batch_made_anew_contradicts_gaps_only() {
+        for (epoch, differs) in [(-1, false), (0, true)] {
+            let entry = Entry::Batch(BatchBuilder::new(5).records(5).leader_epoch(epoch).build());
+            let ours = TailBatch::of_entry(&entry);
+            let against = |theirs| entry_contradicts(&entry, &ours, &theirs, false);
+            assert!(!against(ours) && !against(batch(10, 12, 1)) && against(TailBatch::gap(7, 8)));
+            for theirs in [batch(5, 9, !ours.crc), batch(3, 7, 1), batch(8, 12, 1)] {
+                assert_eq!(against(theirs), differs, "{theirs:?}");
+            }
+        }
+        let (gap, ours) = (Entry::Gap { offset: 5, count: 3 }, TailBatch::gap(5, 8));
+        assert!(entry_contradicts(&gap, &ours, &batch(5, 9, 1), false));
     }
 
     #[test]

@@ -760,3 +760,17 @@ fn what_a_mirror_made_anew_would_hold_was_not_seen() {
     let (fetch, offset) = fetch_of(&outputs).expect("fetches");
     assert_eq!((offset, seen(&feed(&mut link, overtaken(fetch, 900)))), (0, Some(false)));
 }
+
+#[test]
+fn what_was_made_anew_does_not_contradict_a_mirror_that_got_it_elsewhere() {
+    for (epoch, differs) in [(-1, false), (0, true)] {
+        let (mut link, fetch) = live();
+        let made = BatchBuilder::new(0).records(4).leader_epoch(epoch).build();
+        feed(&mut link, entries(fetch, vec![Entry::Batch(made)]));
+        reconnect(&mut link);
+        let theirs = BatchBuilder::new(0).records(2).payload(400).build();
+        let outputs = feed(&mut link, position(1, 2, vec![tail(&theirs)]));
+        assert_eq!(failure(&outputs), differs.then_some(FailureCode::Diverged));
+        assert_eq!(outputs.iter().any(|output| matches!(output, EdgeOutput::CompareTail { .. })), !differs);
+    }
+}

@@ -1,7 +1,7 @@
 //! What is remembered of what was shipped, and what that says about a mirror's end.
 
 use super::{EdgePartition, Held, Placement, SentWhat};
-use crate::edge::evidence::{contradicts, differs, proves};
+use crate::edge::evidence::{contradicts, differs, entry_contradicts, proves};
 use crate::failure::Failure;
 use crate::id::Offset;
 use crate::wire::TailBatch;
@@ -26,21 +26,18 @@ impl EdgePartition {
         if next_offset == 0 {
             return Recall::Agrees;
         }
-        let flight = self.flight.iter().flat_map(|sent| match &sent.what {
-            SentWhat::Held(held) => vec![held.tail()],
-            SentWhat::Journaled(tail) => tail.clone(),
-        });
         let started = self.deleted_before(next_offset);
         // What was shipped and what was read since may be of two histories.
         let sure: Vec<TailBatch> = self.shipped.iter().copied().chain(started).collect();
-        let read: Vec<TailBatch> = flight.chain(self.window.iter().map(Held::tail)).collect();
-        let against = |ours: &[TailBatch], compacted| {
-            let mut pairs = tail.iter().flat_map(|theirs| ours.iter().map(move |ours| (*ours, *theirs)));
-            pairs.find(|(ours, theirs)| contradicts(ours, theirs, compacted))
-        };
-        if let Some((ours, theirs)) = against(&sure, false).or_else(|| against(&read, compacted)) {
+        let read: Vec<(TailBatch, &Held)> = self.held().map(|held| (held.tail(), held)).collect();
+        let mut pairs = tail.iter().flat_map(|theirs| sure.iter().map(move |ours| (*ours, *theirs)));
+        let shipped = pairs.find(|(ours, theirs)| contradicts(ours, theirs, false));
+        let mut pairs = tail.iter().flat_map(|theirs| read.iter().map(move |ours| (ours, *theirs)));
+        let held = pairs.find(|((ours, held), theirs)| entry_contradicts(held.entry(), ours, theirs, compacted));
+        if let Some((ours, theirs)) = shipped.or_else(|| held.map(|((ours, _), theirs)| (*ours, theirs))) {
             return Recall::Differs(differs(self.partition, &ours, &theirs));
         }
+        let read: Vec<TailBatch> = read.into_iter().map(|(ours, _)| ours).collect();
         let known = [sure.as_slice(), &read].concat();
         // A mirror that holds nothing at all, as we know it.
         let nothing = tail.is_empty()
