@@ -224,7 +224,9 @@ impl Session {
                     self.duties.produce(mirror, topic, partition, ticket, offset, batch);
                 }
                 CloudOutput::Skip { mirror, topic, partition, ticket, offset, count } => {
-                    self.duties.skip(mirror, topic, partition, ticket, offset, count);
+                    if let Some(answer) = self.duties.skip(mirror, topic, partition, ticket, offset, count) {
+                        self.machine.handle(answer, self.shared.clock.now());
+                    }
                 }
                 CloudOutput::FastForward { mirror, topic, partition, ticket, from, to } => {
                     self.duties.fast_forward(mirror, topic, partition, ticket, from..to);

@@ -4,12 +4,13 @@
 //! a stretch to skip by then, each with one stretch. A broker answers a connection in order, so once it has answered,
 //! nothing of the request is still to come; that is why a slow request is waited for, and its connection kept.
 //!
-//! Must never: send markers anywhere but to the leader that the partition's log end was read from; write without the
-//! lease, which the connection asks before each write; call markers appended that the high watermark has not reached.
+//! Must never: send markers anywhere but to the leader that the partition's log end was read from; send what was given
+//! up; write without the lease, which the connection asks before each write; call markers appended that the high watermark has not reached.
 
 mod outcome;
 mod right;
 mod transactions;
+mod wish;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +32,7 @@ use crate::session::Event;
 use outcome::Appended;
 pub(crate) use right::{MarkerRight, MarkerRights};
 pub(crate) use transactions::{Queue, Transactions};
+pub(crate) use wish::Wish;
 
 /// Lanes to each leader: a partition whose replicas are slow holds up those that share its lane.
 const LANES: usize = 4;
@@ -58,6 +60,7 @@ pub(crate) struct Stretch {
     /// Where the first marker must end up.
     pub(crate) offset: Offset,
     pub(crate) count: i64,
+    pub(crate) wish: Wish,
 }
 
 /// How a session skips.
@@ -149,10 +152,11 @@ impl Lane {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next request: stretches in order, as many as fit. A partition that was given up has left one behind here and
-    /// may have another: never both at once.
+    /// The next request: stretches in order, as many as fit, none of which was given up; of one partition never two at
+    /// once.
     fn gather(&self) -> Vec<Stretch> {
         let mut queue = self.queue();
+        queue.retain(|stretch| !stretch.wish.is_given_up());
         let mut taken: Vec<Stretch> = Vec::new();
         let mut markers = 0;
         while let Some(next) = queue.front() {
@@ -195,14 +199,21 @@ impl Context {
         &self,
         connection: &mut Option<Connection>,
         broker: i32,
-        stretches: Vec<Stretch>,
+        mut stretches: Vec<Stretch>,
     ) -> Vec<(Stretch, SkipOutcome)> {
-        let all = |outcome: SkipOutcome| stretches.iter().map(|one| (one.clone(), outcome.clone())).collect();
+        let all = |stretches: Vec<Stretch>, outcome: SkipOutcome| {
+            stretches.into_iter().map(|one| (one, outcome.clone())).collect()
+        };
         let fresh = connection.as_ref().is_none_or(Connection::is_poisoned);
         let open = match self.ready(connection, broker).await {
             Ok(open) => open,
-            Err(reason) => return all(SkipOutcome::Doubt { reason }),
+            Err(reason) => return all(stretches, SkipOutcome::Doubt { reason }),
         };
+        // From here on they may be appended, whoever gives them up.
+        stretches.retain(|stretch| stretch.wish.is_sent());
+        if stretches.is_empty() {
+            return Vec::new();
+        }
         let ranges = stretches.iter().map(|stretch| MarkerRange {
             topic: stretch.topic.shared(),
             partition: stretch.partition,
@@ -214,7 +225,7 @@ impl Context {
                 if crate::writer::refused_by_lease(&error) {
                     metrics::stale_answers("lease", stretches.len());
                 }
-                all(outcome::of_error(&error))
+                all(stretches, outcome::of_error(&error))
             }
         }
     }
@@ -339,6 +350,7 @@ mod tests {
             leader: Leader { broker: 1, epoch: 3 },
             offset: 7,
             count,
+            wish: Wish::default(),
         }
     }
 
@@ -353,6 +365,15 @@ mod tests {
         assert_eq!(gathered(&lane), [(0, 0), (1, 0)]);
         assert_eq!(gathered(&lane), [(0, 1), (2, 0)]);
         assert_eq!(gathered(&lane), []);
+    }
+
+    #[test]
+    fn what_was_given_up_is_not_sent_later() {
+        let lane = Lane::default();
+        let stretches = [stretch(0, 0, 1), stretch(0, 1, 1), stretch(1, 0, 1)];
+        lane.queue().extend(stretches.clone());
+        assert!(!stretches[0].wish.give_up(), "nothing of it is at a broker");
+        assert_eq!(gathered(&lane), [(0, 1), (1, 0)]);
     }
 
     #[test]

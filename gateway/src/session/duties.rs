@@ -26,7 +26,7 @@ use crate::metrics;
 use crate::recover::{self, Found, RecoverError};
 use crate::registry::{Claim, ClaimError, Claimant, SessionLease};
 use crate::shared::{Presence, Shared};
-use crate::skip::{self, MarkerRights, Queue, Skipper, Skips, Stretch, Transactions};
+use crate::skip::{self, MarkerRights, Queue, Skipper, Skips, Stretch, Transactions, Wish};
 use crate::topics::{Kept, TopicError, Wanted};
 use crate::writer::{Job, Writers};
 
@@ -91,16 +91,37 @@ struct Outstanding {
     leader: Leader,
     /// Batches and markers without an answer.
     tickets: BTreeMap<u64, Asked>,
+    /// Markers that were given up and may have been sent.
+    late: BTreeMap<u64, Late>,
     /// Offset after the last batch that was sent in this session.
     sent: Offset,
 }
 
 /// What has no answer yet.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Asked {
     since: Instant,
     /// Markers rather than a batch.
-    markers: bool,
+    markers: Option<Wish>,
+}
+
+/// Markers that nobody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Late {
+    /// The broker may have them, and append them.
+    At(i32),
+    /// It has done with them.
+    Answered,
+}
+
+impl Late {
+    /// Whether a log end that was read from this broker may be out of date.
+    fn concerns(self, broker: i32) -> bool {
+        match self {
+            Self::At(sent_to) => sent_to == broker,
+            Self::Answered => true,
+        }
+    }
 }
 
 impl Duties {
@@ -252,13 +273,14 @@ impl Duties {
         let (Some(writing), Some(place)) = (&mut self.writing, self.partitions.get_mut(&(mirror, partition))) else {
             return;
         };
-        place.tickets.insert(ticket, Asked { since: Instant::now(), markers: false });
+        place.tickets.insert(ticket, Asked { since: Instant::now(), markers: None });
         let again = offset < place.sent;
         place.sent = place.sent.max(offset + 1);
         writing.writers.write(place.leader.broker, Job { mirror, partition, ticket, topic, offset, batch, again });
     }
 
-    /// Appends markers at the leader that told the partition's log end.
+    /// Appends markers at the leader that told the partition's log end; or has the answer at once, where that may still
+    /// append earlier ones that were given up.
     pub(super) fn skip(
         &mut self,
         mirror: MirrorId,
@@ -267,19 +289,29 @@ impl Duties {
         ticket: u64,
         offset: Offset,
         count: i64,
-    ) {
-        let (Some(writing), Some(place)) = (&mut self.writing, self.partitions.get_mut(&(mirror, partition))) else {
-            return;
-        };
-        place.tickets.insert(ticket, Asked { since: Instant::now(), markers: true });
+    ) -> Option<CloudInput> {
+        let (writing, place) = (self.writing.as_mut()?, self.partitions.get_mut(&(mirror, partition))?);
+        if place.late.values().any(|late| late.concerns(place.leader.broker)) {
+            // Where it was answered, one more look is enough: the last one may have been just before that.
+            place.late.retain(|_, late| *late != Late::Answered);
+            let reason = format!("broker {} has not answered an earlier request yet", place.leader.broker);
+            return Some(CloudInput::Skipped { mirror, partition, ticket, outcome: SkipOutcome::Doubt { reason } });
+        }
+        let wish = Wish::default();
+        place.tickets.insert(ticket, Asked { since: Instant::now(), markers: Some(wish.clone()) });
         place.sent = place.sent.max(offset + 1);
         let leader = place.leader;
-        writing.skipper.skip(Stretch { mirror, partition, ticket, topic, leader, offset, count });
+        writing.skipper.skip(Stretch { mirror, partition, ticket, topic, leader, offset, count, wish });
+        None
     }
 
     /// The session is over: what it leaves at brokers is told to the next one.
     pub(super) fn leave(&self) {
-        if self.partitions.values().flat_map(|place| place.tickets.values()).any(|asked| asked.markers) {
+        let out = |place: &Outstanding| {
+            let mut wishes = place.tickets.values().filter_map(|asked| asked.markers.as_ref());
+            place.late.values().any(|late| *late != Late::Answered) || wishes.any(Wish::is_out)
+        };
+        if self.partitions.values().any(out) {
             self.shared.leaves_markers(&self.link);
         }
     }
@@ -304,8 +336,11 @@ impl Duties {
                 if matches!(outcome, SkipOutcome::Doubt { .. }) {
                     self.shared.leaves_markers(&self.link);
                 }
-                let place = self.partitions.get_mut(&(mirror, partition));
-                match place.and_then(|place| place.tickets.remove(&ticket)) {
+                let Some(place) = self.partitions.get_mut(&(mirror, partition)) else { return Vec::new() };
+                if let Some(late) = place.late.get_mut(&ticket) {
+                    *late = Late::Answered;
+                }
+                match place.tickets.remove(&ticket) {
                     Some(_) => vec![CloudInput::Skipped { mirror, partition, ticket, outcome }],
                     None => Vec::new(),
                 }
@@ -367,6 +402,7 @@ impl Duties {
                     topic,
                     leader,
                     tickets: BTreeMap::new(),
+                    late: BTreeMap::new(),
                     sent: 0,
                 });
                 place.leader = leader;
@@ -409,7 +445,7 @@ impl Duties {
                 }
             }
         }
-        let mut inputs = Vec::new();
+        let (mut inputs, mut left) = (Vec::new(), false);
         for (&(mirror, partition), place) in &mut self.partitions {
             let Some(&(broker, epoch)) = leaders.get(&(place.topic.as_str(), partition)) else { continue };
             if broker == place.leader.broker && epoch <= place.leader.epoch {
@@ -418,14 +454,29 @@ impl Duties {
             if place.tickets.is_empty() {
                 inputs.push(CloudInput::LeaderMoved { mirror, partition });
             }
+            let reason = format!("broker {broker} leads the partition, no longer broker {}", place.leader.broker);
+            let same = broker == place.leader.broker;
             for (ticket, asked) in std::mem::take(&mut place.tickets) {
-                let reason = format!("broker {broker} leads the partition, no longer broker {}", place.leader.broker);
-                inputs.push(if asked.markers {
-                    CloudInput::Skipped { mirror, partition, ticket, outcome: SkipOutcome::Doubt { reason } }
-                } else {
-                    CloudInput::Produced { mirror, partition, ticket, outcome: Outcome::Doubt { reason } }
-                });
+                let reason = reason.clone();
+                let Some(wish) = &asked.markers else {
+                    let outcome = Outcome::Doubt { reason };
+                    inputs.push(CloudInput::Produced { mirror, partition, ticket, outcome });
+                    continue;
+                };
+                if same && wish.is_out() {
+                    // Its broker still answers, and until then might append them after any look at the log.
+                    place.tickets.insert(ticket, asked);
+                    continue;
+                }
+                if wish.give_up() {
+                    place.late.insert(ticket, Late::At(place.leader.broker));
+                    left = true;
+                }
+                inputs.push(CloudInput::Skipped { mirror, partition, ticket, outcome: SkipOutcome::Doubt { reason } });
             }
+        }
+        if left {
+            self.shared.leaves_markers(&self.link);
         }
         inputs
     }

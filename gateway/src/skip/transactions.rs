@@ -110,15 +110,19 @@ impl Transactions {
     async fn skip(
         &self,
         coordinator: &mut Option<Coordinator>,
-        stretches: Vec<Stretch>,
+        mut stretches: Vec<Stretch>,
     ) -> Vec<(Stretch, SkipOutcome)> {
+        stretches.retain(|stretch| stretch.wish.is_sent());
         let rounds = stretches.iter().map(|stretch| stretch.count).max().unwrap_or(0).min(ROUNDS);
         for round in 0..rounds {
             let wanting: Vec<_> = stretches
                 .iter()
-                .filter(|stretch| stretch.count > round)
+                .filter(|stretch| stretch.count > round && stretch.wish.is_sent())
                 .map(|stretch| (stretch.topic.shared(), stretch.partition))
                 .collect();
+            if wanting.is_empty() {
+                break;
+            }
             if let Err(error) = self.transaction(coordinator, &wanting).await {
                 // The next one aborts what is open.
                 *coordinator = None;
