@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tombolo_kafka::admin::{self, OffsetQuery, OffsetSpec};
-use tombolo_kafka::cluster::Leader;
+use tombolo_kafka::cluster::{Leader, Topic};
 use tombolo_kafka::error::{ErrorCode, KafkaErrorKind};
 use tombolo_kafka::fetch::{self, FetchOnce, Isolation};
 use tombolo_kafka::{Cluster, Connection, KafkaError, TopicId, records};
@@ -36,6 +36,8 @@ pub(crate) enum RecoverError {
     Kafka(#[from] KafkaError),
     #[error("{topic}[{partition}]: {code}")]
     Partition { topic: TopicName, partition: Partition, code: ErrorCode },
+    #[error("{topic}: {code}")]
+    Topic { topic: TopicName, code: ErrorCode },
     #[error("the high watermark {high_watermark} did not reach the log end {log_end} within {SETTLE_DEADLINE:?}")]
     Unreplicated { log_end: Offset, high_watermark: Offset },
     #[error("the log end moves though nobody writes: {from}, then {to}")]
@@ -104,15 +106,31 @@ pub(crate) async fn stand(cluster: &Cluster, place: &Place) -> Result<Stand, Rec
     Ok(Stand { leader: reader.leader, log_start, log_end, last_sequence })
 }
 
-/// The mirror topic's id; `None` where brokers tell none.
-pub(crate) async fn topic_id(cluster: &Cluster, topic: &TopicName) -> Result<Option<TopicId>, KafkaError> {
+/// The mirror topic's id; `None` where brokers tell none, and told none when `ledger` was written.
+pub(crate) async fn topic_id(
+    cluster: &Cluster,
+    topic: &TopicName,
+    ledger: &Ledger,
+) -> Result<Option<TopicId>, RecoverError> {
     let seen = cluster.metadata(Some(&[topic.to_string()])).await?;
-    Ok(seen.topics.into_iter().find(|seen| *seen.name == *topic.as_str()).and_then(|seen| seen.topic_id))
+    id_of(seen.topics, topic, ledger)
+}
+
+/// A broker that has just started may not know the topic yet, or not all of it.
+fn id_of(seen: Vec<Topic>, topic: &TopicName, ledger: &Ledger) -> Result<Option<TopicId>, RecoverError> {
+    let unknown = |code| RecoverError::Topic { topic: topic.clone(), code };
+    let found = seen.into_iter().find(|seen| *seen.name == *topic.as_str());
+    let found = found.ok_or_else(|| unknown(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION))?;
+    match (found.error, found.topic_id) {
+        (Some(code), _) => Err(unknown(code)),
+        (None, None) if ledger.has_id() => Err(unknown(ErrorCode::UNKNOWN_TOPIC_ID)),
+        (None, id) => Ok(id),
+    }
 }
 
 async fn look(cluster: &Cluster, place: &Place, ledger: &Ledger) -> Result<Found, RecoverError> {
     let reader = Reader::open(cluster, place).await?;
-    let told = if ledger.has_start() { ledger.start(topic_id(cluster, &place.topic).await?) } else { None };
+    let told = if ledger.has_start() { ledger.start(topic_id(cluster, &place.topic, ledger).await?) } else { None };
     let deadline = tokio::time::Instant::now() + SETTLE_DEADLINE;
     loop {
         let log_end = reader.settled_end(deadline).await?;
@@ -329,10 +347,26 @@ mod tests {
     use tombolo_proto::testing::BatchBuilder;
 
     use super::*;
+    use crate::registry::{LedgerEntry, LedgerKind};
 
     /// Control, as in the attributes of a batch.
     const CONTROL: u16 = 0x20;
     const DELETE_HORIZON: u16 = 0x40;
+
+    #[test]
+    fn a_topic_without_its_id_is_asked_for_again() {
+        let name = TopicName::new("orders").unwrap();
+        let seen =
+            |topic_id, error| Topic { name: name.shared(), topic_id, internal: false, partitions: Vec::new(), error };
+        let entry =
+            |topic_id| LedgerEntry { kind: LedgerKind::Start, from: 0, to: 9, at: 0, reason: String::new(), topic_id };
+        let (without, with) = (Ledger::of(&[entry(None)]), Ledger::of(&[entry(Some([7; 16]))]));
+        assert_eq!(id_of(vec![seen(Some([7; 16]), None)], &name, &with).unwrap(), Some([7; 16]));
+        assert_eq!(id_of(vec![seen(None, None)], &name, &without).unwrap(), None, "brokers that tell none");
+        assert!(id_of(vec![seen(None, None)], &name, &with).is_err());
+        assert!(id_of(Vec::new(), &name, &without).is_err());
+        assert!(id_of(vec![seen(None, Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION))], &name, &without).is_err());
+    }
 
     fn batch(base: Offset, records: i32, id: i64, sequence: i32) -> Batch {
         BatchBuilder::new(base).records(records).stamp(id, 0, sequence).build()

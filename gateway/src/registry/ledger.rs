@@ -137,6 +137,11 @@ impl Ledger {
         self.entries.iter().any(|entry| entry.kind == LedgerKind::Start)
     }
 
+    /// Whether brokers told the topic's id when some entry was made.
+    pub(crate) fn has_id(&self) -> bool {
+        self.entries.iter().any(|entry| entry.topic_id.is_some())
+    }
+
     /// The ledger with one more entry; `None` where it says as much already.
     pub(super) fn with(&self, entry: &LedgerEntry) -> Result<Option<Self>, LedgerFull> {
         let said = |known: &LedgerEntry| {

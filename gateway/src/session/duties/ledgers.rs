@@ -97,7 +97,8 @@ impl Duties {
         let (cluster, lease) = (writing.cluster.clone(), Arc::clone(&writing.lease));
         let (registry, key) = (self.shared.registry.clone(), self.ledger_key(topic, partition));
         async move {
-            let topic_id = recover::topic_id(&cluster, &key.topic).await.map_err(|error| error.to_string())?;
+            let topic_id = recover::topic_id(&cluster, &key.topic, &registry.ledger(&key)).await;
+            let topic_id = topic_id.map_err(|error| error.to_string())?;
             let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let (from, to, reason) = (stretch.start, stretch.end, reason.to_owned());
             let entry = LedgerEntry { kind, from, to, at, reason, topic_id };
