@@ -251,13 +251,18 @@ impl Topics {
         let Some(found) = self.configs(wanted, &configs::LOOKED_UP).await.map_err(reason)? else {
             return Ok(());
         };
-        let changes = match upkeep {
-            Upkeep::Policy => configs::with_policy(&wanted.configs, &found),
-            Upkeep::Release => configs::released(&wanted.configs, &found),
-            Upkeep::Hold => configs::held(&found),
+        let policy = configs::with_policy(&wanted.configs, &found);
+        let steps = match upkeep {
+            Upkeep::Policy => vec![policy],
+            // Where the source keeps what it does not compact away, its retention would delete the mirror's.
+            Upkeep::Release => vec![policy, configs::released(&wanted.configs, &found)],
+            Upkeep::Hold => vec![configs::held(&found)],
         };
-        if let Err(error) = self.alter(wanted, changes).await.map_err(reason)? {
-            self.warn_of_alter(wanted, &error);
+        for changes in steps {
+            if let Err(error) = self.alter(wanted, changes).await.map_err(reason)? {
+                self.warn_of_alter(wanted, &error);
+                return Err(error);
+            }
         }
         Ok(())
     }
