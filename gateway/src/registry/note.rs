@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use tombolo_kafka::error::ErrorCode;
 use tombolo_proto::id::LinkName;
+use tombolo_proto::lease::LeaseError;
 
 use super::ledger::{Ledger, LedgerEntry, LedgerFull, LedgerKey};
 use super::{CLAIM_DEADLINE, FIRST_BACKOFF, LAST_BACKOFF, Last, Registry, SessionLease, StoreError, skipper};
@@ -23,7 +24,7 @@ pub(crate) enum NoteError {
     Store(#[from] StoreError),
     /// Who does not hold the link has no word in what its mirrors lack.
     #[error("the session may not write: {0}")]
-    Lease(#[from] tombolo_proto::lease::LeaseError),
+    Lease(#[from] LeaseError),
 }
 
 impl Registry {
@@ -98,7 +99,7 @@ impl Registry {
             // Not in turn: others' claims need not wait for this lease.
             lease.settled().await?;
             let turn = self.shared.turn.lock().await;
-            let tried = self.try_write(missing).await;
+            let tried = self.try_write(lease, missing).await;
             drop(turn);
             match tried {
                 Ok(true) => return Ok(()),
@@ -115,12 +116,19 @@ impl Registry {
     /// Whether the registry holds it now.
     async fn try_write(
         &self,
+        lease: &SessionLease,
         missing: &(impl Fn() -> Result<Option<(Bytes, Bytes)>, LedgerFull> + Send + Sync),
     ) -> Result<bool, NoteError> {
         let shared = &*self.shared;
         let end = shared.store.end().await?;
         shared.followed_to(end.offset).await;
         let Some((key, value)) = missing()? else { return Ok(true) };
+        // A newer claim may have been read just now; one that comes later makes the append fail.
+        match lease.permits() {
+            Ok(()) => {}
+            Err(LeaseError::Lapsed) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
         let answer = shared.store.append(key, value, end).await;
         let appended_to = match &answer {
             Ok(offset) => offset + 1,
