@@ -173,7 +173,7 @@ fn packed(frames: &[SpillFrame]) -> Vec<JournalFrame> {
         topic: frame.topic.clone(),
         topic_id: frame.topic_id,
         partition: frame.partition,
-        packed: Packed::new(&frame.entries),
+        packed: frame.pack(),
     };
     frames.iter().map(frame).collect()
 }

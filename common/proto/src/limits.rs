@@ -29,3 +29,5 @@ pub const MAX_CONFIGS: usize = 200;
 pub const MAX_IN_FLIGHT: usize = 5;
 /// Most markers in one request: offsets of a gap that are skipped at once.
 pub const MAX_MARKERS: i64 = 1_000;
+/// Highest offset at which a mirror is made to start: it takes filler up to there.
+pub const MAX_START: i64 = 1_000_000_000_000;

@@ -54,7 +54,7 @@ mod tests {
 
         let wish = Wish::default();
         assert!(wish.is_sent() && wish.is_out() && wish.is_sent());
-        assert!(wish.clone().give_up() && wish.give_up(), "a broker may have it");
+        assert!(wish.give_up() && wish.give_up(), "a broker may have it");
         assert!(!wish.is_sent() && wish.is_given_up() && !wish.is_out());
     }
 }

@@ -167,8 +167,8 @@ impl World {
             self.ghost.fetched(place, last.next_offset());
         }
         let idle = read.entries.is_empty();
-        let (topic, partition, entries) = (source_topic(place.0), place.1, read.entries);
-        self.tell_agent(EdgeInput::Fetched { topic, partition, fetch, entries, high_watermark, log_start });
+        let (topic, partition, entries, epoch) = (source_topic(place.0), place.1, read.entries, read.epoch);
+        self.tell_agent(EdgeInput::Fetched { topic, partition, fetch, entries, epoch, high_watermark, log_start });
         self.check_edge_budget();
         match read.ending {
             Some(Ending::Failed(failure)) => return self.fetch_failed(place, fetch, failure),

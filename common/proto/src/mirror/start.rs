@@ -7,6 +7,7 @@ use super::{Mirror, Place, State};
 use crate::failure::{Failure, FailureCode};
 use crate::frame::Entry;
 use crate::id::{Offset, Time};
+use crate::limits::MAX_START;
 
 /// What becomes of offsets that the source deleted before they were mirrored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,6 +38,14 @@ impl Mirror {
             return true;
         }
         if !seen && (from == 0 || self.starting.is_some_and(|starting| starting > from)) {
+            if offset > MAX_START {
+                let detail = format!(
+                    "the source's log starts at {offset}; a mirror is made to start at {MAX_START} at most, since every \
+                     offset below takes filler"
+                );
+                self.fail_with(Failure::at(FailureCode::GapLimit, self.partition, from, detail));
+                return true;
+            }
             self.place = Place::Nowhere;
             self.send_out(ErrandKind::FastForward, from, offset);
             return true;

@@ -2,6 +2,7 @@
 
 use super::tests::{ID, batch, empty, failure, live, outputs};
 use super::*;
+use crate::limits::MAX_START;
 
 const NOW: Time = Time::from_secs(50);
 
@@ -40,6 +41,15 @@ fn an_empty_mirror_is_made_to_start_where_the_source_does() {
     assert_eq!((mirror.log_start(), mirror.rewinds(), mirror.doing()), (5_000, 0, None));
     mirror.receive(batch(5_000, 1));
     assert!(matches!(outputs(&mut mirror)[..], [MirrorOutput::Produce { offset: 5_000, .. }]));
+}
+
+#[test]
+fn a_start_that_nobody_could_fill_up_to_is_refused() {
+    let mut mirror = live(0);
+    assert!(mirror.source_start(MAX_START + 1, false, OnLoss::Skip));
+    let failure = failure(&mut mirror);
+    assert_eq!(failure.code, FailureCode::GapLimit);
+    assert!(failure.detail.contains("starts at 1000000000001"), "{failure}");
 }
 
 #[test]

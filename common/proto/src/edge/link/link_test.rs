@@ -703,7 +703,7 @@ fn the_gateway_hears_where_the_source_starts_and_again_in_every_run() {
     };
     let answer = |fetch, log_start| {
         let entries = Vec::new();
-        EdgeInput::Fetched { topic: topic(), partition: 0, fetch, entries, high_watermark: 9, log_start }
+        EdgeInput::Fetched { topic: topic(), partition: 0, fetch, entries, epoch: None, high_watermark: 9, log_start }
     };
     let (mut link, fetch) = live();
     assert_eq!(told(&mut link, 1), None, "nothing is known");
