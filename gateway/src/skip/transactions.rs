@@ -113,9 +113,26 @@ impl Transactions {
         mut stretches: Vec<Stretch>,
     ) -> Vec<(Stretch, SkipOutcome)> {
         stretches.retain(|stretch| stretch.wish.is_sent());
-        let rounds = stretches.iter().map(|stretch| stretch.count).max().unwrap_or(0).min(ROUNDS);
+        let mut outcomes = Vec::with_capacity(stretches.len());
+        if coordinator.is_none() {
+            match self.coordinator().await {
+                Ok(found) => *coordinator = Some(found),
+                Err(error) => {
+                    let outcome = of_error(&error, &self.link);
+                    return stretches.into_iter().map(|stretch| (stretch, outcome.clone())).collect();
+                }
+            }
+        }
+        let mut open = Vec::with_capacity(stretches.len());
+        for stretch in stretches {
+            match self.at_its_end(&stretch).await {
+                None => open.push(stretch),
+                Some(outcome) => outcomes.push((stretch, outcome)),
+            }
+        }
+        let rounds = open.iter().map(|stretch| stretch.count).max().unwrap_or(0).min(ROUNDS);
         for round in 0..rounds {
-            let wanting: Vec<_> = stretches
+            let wanting: Vec<_> = open
                 .iter()
                 .filter(|stretch| stretch.count > round && stretch.wish.is_sent())
                 .map(|stretch| (stretch.topic.shared(), stretch.partition))
@@ -123,15 +140,15 @@ impl Transactions {
             if wanting.is_empty() {
                 break;
             }
-            if let Err(error) = self.transaction(coordinator, &wanting).await {
-                // The next one aborts what is open.
-                *coordinator = None;
+            if let Err(error) = self.transaction(coordinator.as_ref(), &wanting).await {
+                // Aborts what is open, before anybody looks at the logs again.
+                *coordinator = self.coordinator().await.ok();
                 let outcome = of_error(&error, &self.link);
-                return stretches.into_iter().map(|stretch| (stretch, outcome.clone())).collect();
+                outcomes.extend(open.into_iter().map(|stretch| (stretch, outcome.clone())));
+                return outcomes;
             }
         }
-        let mut outcomes = Vec::with_capacity(stretches.len());
-        for stretch in stretches {
+        for stretch in open {
             let expected = stretch.offset + stretch.count.min(rounds);
             let outcome = match self.reached(&stretch, expected).await {
                 Ok(log_end) => SkipOutcome::Appended { log_end },
@@ -142,16 +159,25 @@ impl Transactions {
         outcomes
     }
 
+    /// `None` where the log ends where the stretch begins. The abort of a transaction that was left open takes an offset of
+    /// each of its partitions, whenever somebody becomes the producer: a log end that was read before may be an old one.
+    async fn at_its_end(&self, stretch: &Stretch) -> Option<SkipOutcome> {
+        match self.reached(stretch, stretch.offset).await {
+            Ok(end) if end == stretch.offset => None,
+            Ok(log_end) => Some(SkipOutcome::Appended { log_end }),
+            Err(reason) => Some(SkipOutcome::Doubt { reason }),
+        }
+    }
+
     /// One offset of each partition.
     async fn transaction(
         &self,
-        coordinator: &mut Option<Coordinator>,
+        coordinator: Option<&Coordinator>,
         partitions: &[(Arc<str>, i32)],
     ) -> Result<(), TransactionError> {
         self.lease.permits()?;
-        let Coordinator { connection, producer } = match coordinator {
-            Some(known) => known,
-            none => none.insert(self.coordinator().await?),
+        let Some(Coordinator { connection, producer }) = coordinator else {
+            return Err(TransactionError::Partition(ErrorCode::COORDINATOR_NOT_AVAILABLE));
         };
         let patience = Patience::begin();
         loop {
