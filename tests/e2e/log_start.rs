@@ -13,8 +13,10 @@ use tombolo_tests::wait::until;
 
 use crate::course::{DEADLINE, Turn, mirrored_end, tell, wait_for_state, wait_until_active};
 
-/// Of a log with years behind it.
+/// Where a log with years behind it starts; `TOMBOLO_LOG_START=n` takes another.
 const FAR: i64 = 200_000_000;
+/// Offsets a second that are waited for, however busy the machine.
+const LEAST_SPEED: i64 = 1_000_000;
 const LOST: &str = "tombolo_gateway_lost_offsets_total";
 
 #[tokio::test]
@@ -52,14 +54,16 @@ async fn logs_that_start_anywhere_are_mirrored_at_their_offsets() {
 async fn a_log_that_starts_at_two_hundred_million_is_mirrored_there_though_the_gateway_dies_half_way() {
     const RECORDS: u64 = 2_000;
     let _turn = Turn::alone().await;
+    let given = std::env::var("TOMBOLO_LOG_START").ok();
+    let far = given.map_or(FAR, |given| given.parse().expect("TOMBOLO_LOG_START is an offset"));
     let cloud = &shared_pair().await.cloud;
     let source = KafkaCluster::start(ClusterSpec::single()).await;
     let topic = unique_name("old");
     source.create_topic(&topic, 1, 1, &[]).await;
     source.stop_broker(1).await;
-    source.place_log(1, &topic, 0, FAR);
+    source.place_log(1, &topic, 0, far);
     source.restart_broker(1).await;
-    assert_eq!(source.log_range(&topic, 0).await, Ok((FAR, FAR)));
+    assert_eq!(source.log_range(&topic, 0).await, Ok((far, far)));
     let workload = Workload::new().topic(&topic, 1);
     workload.produce(&source.client_config(), RECORDS).await;
 
@@ -69,26 +73,27 @@ async fn a_log_that_starts_at_two_hundred_million_is_mirrored_there_though_the_g
     let mut rig = Rig::start(&source, cloud, spec).await;
     // Said in the dark of a mirror that is not as far as its source's start.
     rig.agent.allow("cannot be read on in the dark");
-    let reached = wait_until_beyond(cloud, &topic, FAR / 4).await;
+    let reached = wait_until_beyond(cloud, &topic, far / 4).await;
     rig.gateway.restart();
     let killed = start.elapsed();
     rig.gateway.wait_ready().await;
-    assert!(reached < FAR, "the gateway was killed too late");
-    wait_until_beyond(cloud, &topic, FAR - 1).await;
-    tell_speed(reached, killed, start.elapsed());
+    assert!(reached < far, "the gateway was killed too late");
+    wait_until_beyond(cloud, &topic, far - 1).await;
+    tell_speed(far, reached, killed, start.elapsed());
     let seen = await_equal_with_gaps(&source, cloud, &[&topic], rig.producer_id(), DEADLINE).await;
     assert_eq!(seen, Seen { records: RECORDS, aborted: 0 });
-    assert_eq!(cloud.log_range(&topic, 0).await.map(|(first, _)| first), Ok(FAR), "filler is left in the mirror");
+    assert_eq!(cloud.log_range(&topic, 0).await.map(|(first, _)| first), Ok(far), "filler is left in the mirror");
     // It goes on from there, and a session that begins finds nothing to do.
     rig.agent.restart();
     workload.produce(&source.client_config(), RECORDS).await;
     let seen = await_equal_with_gaps(&source, cloud, &[&topic], rig.producer_id(), DEADLINE).await;
     assert_eq!(seen, Seen { records: 2 * RECORDS, aborted: 0 });
-    tell("a log that starts at 200 million, gateway killed half way", seen.records, start);
+    tell("a log that starts far above 0, gateway killed half way", seen.records, start);
 }
 
 async fn wait_until_beyond(cloud: &KafkaCluster, topic: &str, offset: i64) -> i64 {
-    until(&format!("the mirror is longer than {offset}"), DEADLINE, async || {
+    let deadline = DEADLINE.max(Duration::from_secs((offset / LEAST_SPEED).unsigned_abs()));
+    until(&format!("the mirror is longer than {offset}"), deadline, async || {
         let end = mirrored_end(cloud, topic, 0).await;
         if end > offset { Ok(end) } else { Err(end) }
     })
@@ -96,10 +101,10 @@ async fn wait_until_beyond(cloud: &KafkaCluster, topic: &str, offset: i64) -> i6
 }
 
 #[expect(clippy::print_stdout, clippy::cast_precision_loss, reason = "figures for people, shown with --nocapture")]
-fn tell_speed(reached: i64, killed: Duration, all: Duration) {
+fn tell_speed(far: i64, reached: i64, killed: Duration, all: Duration) {
     let (first, whole) = (killed.as_secs_f64(), all.as_secs_f64());
     let speed = reached as f64 / first / 1e6;
-    println!("{FAR} offsets in {whole:.1} s; {reached} in the first {first:.1} s, {speed:.1} million/s");
+    println!("{far} offsets in {whole:.1} s; {reached} in the first {first:.1} s, {speed:.1} million/s");
 }
 
 /// A mirror of 100 records whose source has deleted 50 of the next 100 while the agent was away.
