@@ -81,7 +81,7 @@ async fn freeze(cluster: &KafkaCluster, topic: &str) {
 
 #[tokio::test]
 async fn what_the_cleaner_left_is_mirrored_at_its_offsets() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let (source, cloud) = clusters().await;
     let config = source.client_config();
     let mut logs = Vec::new();
@@ -127,7 +127,7 @@ async fn what_the_cleaner_left_is_mirrored_at_its_offsets() {
 
 #[tokio::test]
 async fn a_log_that_is_cleaned_while_it_is_mirrored_loses_nothing_that_it_keeps() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let (source, cloud) = clusters().await;
     let mut logs = Vec::new();
     for codec in [Codec::None, Codec::Zstd] {

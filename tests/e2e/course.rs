@@ -13,8 +13,10 @@ use tombolo_tests::wait::until;
 /// For a condition that holds within seconds on an idle machine.
 pub(crate) const DEADLINE: Duration = Duration::from_mins(3);
 
-/// Tests that may work at a time: each drives two brokers and two daemons.
-const AT_ONCE: u32 = 3;
+/// Tests that may work at a time, on the shared pair of clusters: they wait most of it.
+const AT_ONCE: u32 = 4;
+/// What brokers of its own make a test count for.
+const OWN_CLUSTERS: u32 = 2;
 static TURNS: Semaphore = Semaphore::const_new(AT_ONCE as usize);
 
 /// A test's turn on the machine. Taken first, so that it is given back last.
@@ -30,6 +32,11 @@ impl Turn {
     }
 
     /// For a test that starts clusters of its own.
+    pub(crate) async fn apart() -> Self {
+        Self::of(OWN_CLUSTERS).await
+    }
+
+    /// For a test that gives the shared clusters more to do than others bear.
     pub(crate) async fn alone() -> Self {
         Self::of(AT_ONCE).await
     }

@@ -99,7 +99,7 @@ async fn resume(rig: &mut Rig, pair: &Pair, topic: &str) {
 #[tokio::test]
 async fn a_source_that_lost_its_end_fails_its_mirror() {
     const RECORDS: u64 = 500;
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let cloud = &shared_pair().await.cloud;
     let source = KafkaCluster::start(ClusterSpec::three()).await;
     let (topic, other) = (unique_name("truncated"), unique_name("whole"));

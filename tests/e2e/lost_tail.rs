@@ -16,7 +16,7 @@ const RECORDS: u64 = 2_000;
 
 #[tokio::test]
 async fn what_the_cloud_confirmed_and_lost_is_sent_again() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let (source, cloud) =
         tokio::join!(KafkaCluster::start(ClusterSpec::single()), KafkaCluster::start(ClusterSpec::three()));
     let topic = unique_name("lost");

@@ -21,7 +21,7 @@ const GATEWAY_MIB: u64 = 96;
 
 #[tokio::test]
 async fn memory_stays_within_the_settings_whatever_the_link_does() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let spec = || ClusterSpec::single().heap_mib(768);
     let (source, cloud) = tokio::join!(KafkaCluster::start(spec()), KafkaCluster::start(spec()));
     let topics: Vec<String> = (0..TOPICS).map(|_| unique_name("wide")).collect();

@@ -15,7 +15,7 @@ const RATE: u32 = 2_000;
 
 #[tokio::test]
 async fn goes_on_when_a_leader_is_killed_on_each_side() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let (source, cloud) =
         tokio::join!(KafkaCluster::start(ClusterSpec::three()), KafkaCluster::start(ClusterSpec::three()));
     let topic = unique_name("replicated");

@@ -30,7 +30,7 @@ async fn wait_for_retention(cloud: &KafkaCluster, topic: &str, wanted: &str) {
 
 #[tokio::test]
 async fn a_backlog_older_than_its_retention_is_there_after_the_drain() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     // The source looks once an hour for what is too old, the cloud all the time.
     let looks = |interval| ClusterSpec::single().set("log.retention.check.interval.ms", interval).set(DELAY, interval);
     let (source, cloud) = tokio::join!(KafkaCluster::start(looks("3600000")), KafkaCluster::start(looks("100")));

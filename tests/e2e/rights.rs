@@ -25,7 +25,7 @@ async fn assert_refused(rig: &Rig, topic: &str) {
 
 #[tokio::test]
 async fn a_mirror_that_needs_markers_is_refused_with_the_command_that_allows_them() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let source = &shared_pair().await.source;
     let cloud = KafkaCluster::start(ClusterSpec::single().with_authorizer()).await;
     // From now on the gateway's user has no right on the cluster itself.
@@ -69,7 +69,7 @@ async fn a_mirror_that_needs_markers_is_refused_with_the_command_that_allows_the
 #[tokio::test]
 async fn empty_transactions_skip_where_markers_are_not_allowed() {
     const PARTITIONS: i32 = 2;
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let source = &shared_pair().await.source;
     let cloud = KafkaCluster::start(ClusterSpec::single().with_authorizer()).await;
     cloud.allow("somebody", ClusterOperation::Describe).await;

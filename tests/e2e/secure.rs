@@ -12,7 +12,7 @@ const RECORDS: u64 = 600;
 
 #[tokio::test]
 async fn logs_in_over_tls_on_both_sides_with_scram_and_plain() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let spec = ClusterSpec::single().listener(Listener::SaslSsl);
     let (source, cloud) = tokio::join!(KafkaCluster::start(spec.clone()), KafkaCluster::start(spec));
     let sides = [

@@ -19,7 +19,7 @@ const WEEK: Duration = Duration::from_hours(7 * 24);
 
 #[tokio::test]
 async fn a_gateway_that_wakes_after_a_takeover_writes_nothing() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     drop(take_over(ClusterSpec::single(), Duration::ZERO).await);
 }
 
@@ -27,7 +27,7 @@ async fn a_gateway_that_wakes_after_a_takeover_writes_nothing() {
 /// and would take any batch of it at the log's end.
 #[tokio::test]
 async fn a_gateway_that_wakes_writes_nothing_where_the_broker_forgot_the_link() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let spec = ClusterSpec::single().set("producer.id.expiration.check.interval.ms", "500");
     let (cloud, topic) = take_over(spec, WEEK).await;
     let client = cloud.raw_client();

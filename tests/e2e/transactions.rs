@@ -217,7 +217,7 @@ async fn kill_all(rig: &mut Rig, cloud: &KafkaCluster, topic: &str) -> usize {
 #[tokio::test]
 async fn late_markers_of_a_dead_gateway_shift_nothing() {
     const DEATHS: usize = 4;
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let source = &shared_pair().await.source;
     let cloud = KafkaCluster::start(ClusterSpec::single()).await;
     let topic = unique_name("late-markers");
@@ -246,7 +246,7 @@ async fn late_markers_of_a_dead_gateway_shift_nothing() {
 
 #[tokio::test]
 async fn goes_on_when_a_leader_in_the_cloud_dies_amid_markers() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let source = &shared_pair().await.source;
     let cloud = KafkaCluster::start(ClusterSpec::three()).await;
     let topic = unique_name("led");

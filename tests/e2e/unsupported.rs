@@ -100,7 +100,7 @@ async fn logs_that_cannot_be_mirrored_fail_alone_with_place_and_reason() {
 
 #[tokio::test]
 async fn a_damaged_batch_fails_its_mirror_alone() {
-    let _turn = Turn::alone().await;
+    let _turn = Turn::apart().await;
     let cloud = &shared_pair().await.cloud;
     let source = KafkaCluster::start(ClusterSpec::single()).await;
     let damaged = Unfit::new("damaged", "CORRUPT_SOURCE_BATCH", "partition 0 offsets 10 to 19", "CRC-32C is wrong");
