@@ -16,4 +16,5 @@ mod shared;
 pub use acl::ClusterOperation;
 pub use certificates::Certificates;
 pub use cluster::{ClusterSpec, KafkaCluster, Listener, Mechanism, PASSWORD, USER};
+pub(crate) use distribution::Distribution;
 pub use shared::{Pair, shared_pair, unique_name};

@@ -3,7 +3,7 @@
 //! `setpriv --pdeathsig KILL` asks the kernel for it. The kernel acts when the *thread* that started the child ends, and
 //! every test runs in a thread of its own, so all children are started by one thread that lives as long as the process.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,6 +12,44 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
+
+/// Kernel ticks a second that `/proc` counts in: the same on every Linux that Rust runs on (`USER_HZ`).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What a process has taken of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Seconds of processor time, the kernel's for the process included.
+    pub cpu_seconds: f64,
+    /// The most memory it ever held (`VmHWM`), in bytes.
+    pub peak_bytes: u64,
+    /// What it holds now (`VmRSS`), in bytes.
+    pub resident_bytes: u64,
+}
+
+impl Usage {
+    fn of(id: u32) -> Self {
+        let folder = Path::new("/proc").join(id.to_string());
+        let status = fs::read_to_string(folder.join("status")).expect("a running process has a status");
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux tells VmHWM and VmRSS");
+            let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("memory is told in kB");
+            kib * 1024
+        };
+        let stat = fs::read_to_string(folder.join("stat")).expect("a running process has a stat");
+        // Fields from the third on follow the name, which may hold anything, in brackets: proc_pid_stat(5).
+        let (_, fields) = stat.rsplit_once(')').expect("a stat holds the name in brackets");
+        let ticks = |number: usize| -> f64 {
+            let field = fields.split_whitespace().nth(number - 3).expect("utime and stime are fields 14 and 15");
+            field.parse().expect("times are numbers")
+        };
+        Self {
+            cpu_seconds: (ticks(14) + ticks(15)) / TICKS_PER_SECOND,
+            peak_bytes: bytes("VmHWM:"),
+            resident_bytes: bytes("VmRSS:"),
+        }
+    }
+}
 
 struct Order {
     command: Command,
@@ -35,13 +73,13 @@ static STARTER: LazyLock<SyncSender<Order>> = LazyLock::new(|| {
 
 /// A running program, killed when dropped.
 #[derive(Debug)]
-pub(crate) struct Program {
+pub struct Program {
     child: Child,
 }
 
 impl Program {
     /// Starts `program` with `arguments` in `folder`; both output streams are appended to `log`.
-    pub(crate) fn start(program: &Path, arguments: &[String], folder: &Path, log: &Path) -> Self {
+    pub fn start(program: &Path, arguments: &[String], folder: &Path, log: &Path) -> Self {
         let out = File::options().create(true).append(true).open(log).expect("the log file can be written");
         let err = out.try_clone().expect("a file handle can be cloned");
         let mut command = Command::new("setpriv");
@@ -57,25 +95,30 @@ impl Program {
         }
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// The exit status, once the program has ended.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+    pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child of this process can be waited for")
     }
 
     /// Sends a signal; a program that has ended already is left alone.
-    pub(crate) fn signal(&mut self, signal: Signal) {
+    pub fn signal(&mut self, signal: Signal) {
         if self.ended().is_none() {
             let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("process ids are positive");
             kill_process(id, signal).expect("a child that was not waited for can be signalled");
         }
     }
 
+    /// What it has taken of the machine since it started; nothing more is known once it has been waited for.
+    pub fn usage(&self) -> Usage {
+        Usage::of(self.id())
+    }
+
     /// SIGKILL, and waits for the end.
-    pub(crate) fn kill(&mut self) -> ExitStatus {
+    pub fn kill(&mut self) -> ExitStatus {
         self.signal(Signal::KILL);
         self.child.wait().expect("a child of this process can be waited for")
     }

@@ -4,6 +4,7 @@
 //! - [`broker`]: Kafka from Maven, KRaft clusters on loopback ports, and what may happen to them.
 //! - [`process`]: the daemons as processes; [`log_guard`] reads what they logged.
 //! - [`rig`]: a whole link of an agent and a gateway, with certificates and settings.
+//! - [`mirror_maker`]: what benchmarks compare tombolo with.
 //! - [`lossy_link`]: a UDP forwarder that delays, loses, reorders, duplicates, goes dark and changes addresses.
 //! - [`producer`]: what a site's applications write; [`transactions`]: the same in transactions.
 //! - [`compare`]: the proof that source and cloud hold the same; [`consumer`]: what consumers see of one.
@@ -12,12 +13,13 @@
 //! output). Only [`lossy_link`], which the demo uses too, returns errors.
 
 pub mod broker;
-mod child;
+pub mod child;
 pub mod compare;
 pub mod consumer;
 pub mod image;
 pub mod log_guard;
 pub mod lossy_link;
+pub mod mirror_maker;
 mod ports;
 pub mod process;
 pub mod producer;

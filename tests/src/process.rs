@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use crate::child::Program;
+use crate::child::{Program, Usage};
 use crate::log_guard::LogGuard;
 use crate::scratch::Scratch;
 
@@ -200,13 +200,14 @@ impl Daemon {
         samples.iter().filter(|(key, _)| *key == name || key.starts_with(&labelled)).map(|(_, value)| value).sum()
     }
 
+    /// What the process has taken of the machine since it started.
+    pub fn usage(&mut self) -> Usage {
+        self.program().usage()
+    }
+
     /// The most memory the process ever held (`VmHWM`).
     pub fn vm_hwm_bytes(&mut self) -> u64 {
-        let path = Path::new("/proc").join(self.program().id().to_string()).join("status");
-        let status = fs::read_to_string(&path).expect("a running process has a status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells VmHWM");
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmHWM is a number of kB");
-        kib * 1024
+        self.usage().peak_bytes
     }
 
     /// The whole log so far, of all starts.

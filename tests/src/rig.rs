@@ -27,6 +27,7 @@ pub struct RigSpec {
     gateway: Vec<(String, Value)>,
     mirror: Vec<(String, Value)>,
     link: Vec<(String, Value)>,
+    direct: bool,
 }
 
 impl RigSpec {
@@ -41,7 +42,15 @@ impl RigSpec {
             gateway: Vec::new(),
             mirror: Vec::new(),
             link: Vec::new(),
+            direct: false,
         }
+    }
+
+    /// The agent dials the gateway itself; [`Rig::link`] carries nothing.
+    #[must_use]
+    pub fn direct(mut self) -> Self {
+        self.direct = true;
+        self
     }
 
     /// Topics that match become mirrors as they appear.
@@ -131,7 +140,8 @@ impl Rig {
         let gateway = start_gateway(&settings).await;
         let link = LossyLink::start(gateway_address, spec.profile).await.expect("a loopback socket can be had");
         let source = source.properties(spec.mechanism);
-        let mut agent = Daemon::agent(&agent_settings(&spec, &source, &name, &certificates, link.address())).await;
+        let dialled = if spec.direct { gateway_address } else { link.address() };
+        let mut agent = Daemon::agent(&agent_settings(&spec, &source, &name, &certificates, dialled)).await;
         agent.wait_ready().await;
         Self { agent, gateway, link, name, gateway_address, spec, source, cloud, registry, certificates }
     }

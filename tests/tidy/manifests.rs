@@ -66,15 +66,15 @@ pub(crate) fn inherits(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Every folder of `tests/` with a `main.rs` is a suite that Cargo knows.
+/// Every folder of `tests/` with a `main.rs` is a suite, or a program, that Cargo knows.
 pub(crate) fn suites(tree: &Tree) -> Vec<Finding> {
     let path = "tests/Cargo.toml";
     let Some(manifest) = tree.text(path).and_then(|text| text.parse::<Table>().ok()) else {
         return vec![Finding::new(path, 0, "is missing or no TOML")];
     };
-    let tests = manifest.get("test").and_then(Value::as_array);
+    let targets = ["test", "bin"].into_iter().filter_map(|kind| manifest.get(kind).and_then(Value::as_array));
     let listed: BTreeSet<&str> =
-        tests.into_iter().flatten().filter_map(|test| test.get("path").and_then(Value::as_str)).collect();
+        targets.flatten().filter_map(|test| test.get("path").and_then(Value::as_str)).collect();
     tree.files()
         .filter_map(|(file, _)| file.strip_prefix("tests/"))
         .filter(|file| file.ends_with("/main.rs") && file.matches('/').count() == 1)

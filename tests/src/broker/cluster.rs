@@ -18,7 +18,7 @@ use tombolo_kafka::{ClientSettings, Cluster};
 
 use super::certificates::Certificates;
 use super::distribution::Distribution;
-use super::node::{ClassArchive, Node, Ports};
+use super::node::{ClassArchive, Jvm, Node, Ports};
 use super::settings;
 use crate::child::Program;
 use crate::ports::free_port;
@@ -67,13 +67,14 @@ pub struct ClusterSpec {
     pub(super) brokers: u16,
     pub(super) listener: Listener,
     heap_mib: u32,
+    jvm: Jvm,
     pub(super) settings: Vec<(String, String)>,
 }
 
 impl ClusterSpec {
     /// One broker, plain text.
     pub fn single() -> Self {
-        Self { brokers: 1, listener: Listener::Plaintext, heap_mib: 384, settings: Vec::new() }
+        Self { brokers: 1, listener: Listener::Plaintext, heap_mib: 384, jvm: Jvm::Brisk, settings: Vec::new() }
     }
 
     /// Three brokers, plain text; topics have three replicas and need two in sync unless told otherwise.
@@ -91,6 +92,13 @@ impl ClusterSpec {
     #[must_use]
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.push((key.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Brokers that are slow to start and fast to work, as Kafka's own start script has them.
+    #[must_use]
+    pub fn steady(mut self) -> Self {
+        self.jvm = Jvm::Steady;
         self
     }
 
@@ -154,7 +162,7 @@ impl KafkaCluster {
             .zip(&ports)
             .map(|(id, ports)| {
                 let folder = scratch.path().join(format!("broker-{id}"));
-                Node::new(id, *ports, folder, distribution, archive.clone(), spec.heap_mib)
+                Node::new(id, *ports, folder, distribution, archive.clone(), (spec.jvm, spec.heap_mib))
             })
             .collect();
         format(spec, &nodes, &ports, certificates.as_ref()).await;
@@ -255,6 +263,11 @@ impl KafkaCluster {
             }
         }
         assert!(self.wait_until_serving().await.is_ok(), "another process took a dead broker's port");
+    }
+
+    /// Bytes of a partition's segments on the disk of the first broker.
+    pub fn stored_bytes(&self, topic: &str, partition: i32) -> u64 {
+        self.with_node(1, |node| node.stored_bytes(topic, partition))
     }
 
     /// A partition's segments, one after another, as they lie on a broker's disk.

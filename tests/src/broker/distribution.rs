@@ -13,8 +13,9 @@ const POM: &str = include_str!("../../kafka/pom.xml");
 
 /// Where one version of Kafka lies.
 #[derive(Clone, Debug)]
-pub(super) struct Distribution {
+pub(crate) struct Distribution {
     folder: PathBuf,
+    artifact: &'static str,
     version: String,
 }
 
@@ -25,13 +26,27 @@ pub(super) struct CacheLock {
 }
 
 impl Distribution {
-    /// Finds the jars in the cache or brings them. Blocks: seconds when they are there, a minute when they are not.
+    /// Finds a broker's jars in the cache or brings them. Blocks: seconds when they are there, a minute when they are not.
     pub(super) fn find() -> Self {
+        Self::of("kafka", "kafka_2.13")
+    }
+
+    /// As [`Distribution::find`], those of `MirrorMaker` 2.
+    pub(crate) fn mirror_maker() -> Self {
+        Self::of("mirror-maker", "connect-mirror")
+    }
+
+    /// The Kafka version.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn of(name: &str, artifact: &'static str) -> Self {
         let version = env::var("TOMBOLO_KAFKA_VERSION").unwrap_or_else(|_| pinned_version().to_owned());
         let cache = cache_folder();
         fs::create_dir_all(&cache)
             .unwrap_or_else(|error| panic!("cannot make the cache folder {}: {error}", cache.display()));
-        let found = Self { folder: cache.join(format!("kafka-{version}")), version };
+        let found = Self { folder: cache.join(format!("{name}-{version}")), artifact, version };
         if !found.folder.exists() {
             let _lock = found.lock();
             if !found.folder.exists() {
@@ -44,7 +59,7 @@ impl Distribution {
 
     /// The class path: every jar, in one order for all processes (a class data archive is only good for the order
     /// that it was made with).
-    pub(super) fn class_path(&self) -> String {
+    pub(crate) fn class_path(&self) -> String {
         let folder = self.folder.join("libs");
         let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
         let mut jars: Vec<String> = entries.flatten().map(|entry| entry.path().display().to_string()).collect();
@@ -59,7 +74,7 @@ impl Distribution {
 
     /// Waits until no other process works on this version.
     pub(super) fn lock(&self) -> CacheLock {
-        let path = self.folder.with_file_name(format!("kafka-{}.lock", self.version));
+        let path = self.folder.with_added_extension("lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
         file.lock().unwrap_or_else(|error| panic!("cannot lock {}: {error}", path.display()));
@@ -69,7 +84,7 @@ impl Distribution {
     fn bring(&self, cache: &Path) {
         require("java", "-version");
         require("mvn", "--version");
-        let partial = cache.join(format!("kafka-{}.partial-{}", self.version, process::id()));
+        let partial = cache.join(format!("{}-{}.partial-{}", self.artifact, self.version, process::id()));
         fs::create_dir_all(&partial).expect("the cache folder can be written");
         let pom = partial.join("pom.xml");
         fs::write(&pom, POM).expect("the cache folder can be written");
@@ -80,6 +95,7 @@ impl Distribution {
             .arg("-DincludeScope=runtime")
             .arg(format!("-DoutputDirectory={}", partial.join("libs").display()))
             .arg(format!("-Dkafka.version={}", self.version))
+            .arg(format!("-Dkafka.artifact={}", self.artifact))
             .output()
             .expect("mvn was just seen to start");
         if !run.status.success() {
@@ -87,7 +103,8 @@ impl Distribution {
         }
         assert!(
             run.status.success(),
-            "mvn cannot bring Kafka {}:\n{}{}",
+            "mvn cannot bring {} {}:\n{}{}",
+            self.artifact,
             self.version,
             String::from_utf8_lossy(&run.stdout),
             String::from_utf8_lossy(&run.stderr)

@@ -27,6 +27,26 @@ pub(super) enum ClassArchive {
     Make(PathBuf),
 }
 
+/// What a broker's JVM is to be good at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Jvm {
+    /// A quick start.
+    Brisk,
+    /// Long work, with the options of `bin/kafka-run-class.sh`.
+    Steady,
+}
+
+impl Jvm {
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Brisk => &["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"],
+            Self::Steady => {
+                &["-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35"]
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) id: i32,
@@ -34,6 +54,7 @@ pub(super) struct Node {
     folder: PathBuf,
     distribution: Distribution,
     archive: ClassArchive,
+    jvm: Jvm,
     heap_mib: u32,
     program: Option<Program>,
 }
@@ -45,10 +66,10 @@ impl Node {
         folder: PathBuf,
         distribution: &Distribution,
         archive: ClassArchive,
-        heap_mib: u32,
+        (jvm, heap_mib): (Jvm, u32),
     ) -> Self {
         fs::create_dir_all(folder.join("tmp")).expect("the temp folder can be written");
-        Self { id, ports, folder, distribution: distribution.clone(), archive, heap_mib, program: None }
+        Self { id, ports, folder, distribution: distribution.clone(), archive, jvm, heap_mib, program: None }
     }
 
     /// Writes the settings and formats the data folder, with the SCRAM users given as `StorageTool` wants them.
@@ -117,6 +138,11 @@ impl Node {
         format!("--- broker {}, end of {}\n{tail}\n", self.id, self.log().display())
     }
 
+    pub(super) fn stored_bytes(&self, topic: &str, partition: i32) -> u64 {
+        let size = |path: &PathBuf| fs::metadata(path).expect("a segment has a size").len();
+        self.segments(topic, partition).iter().map(size).sum()
+    }
+
     pub(super) fn stored_log(&self, topic: &str, partition: i32) -> Vec<u8> {
         self.segments(topic, partition).iter().flat_map(|path| fs::read(path).expect("a segment can be read")).collect()
     }
@@ -164,12 +190,8 @@ impl Node {
         self.folder.join("log")
     }
 
-    /// Arguments of a short-lived, small JVM: what counts here is the start.
     fn java(&self, extra: &[String]) -> Vec<String> {
         let mut arguments: Vec<String> = [
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            "-XX:-UsePerfData",
             "-XX:+ExitOnOutOfMemoryError",
             "-Xlog:disable",
             "-Xlog:all=error:stderr",
@@ -180,8 +202,10 @@ impl Node {
             "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config.AbstractConfig=warn",
             "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaConfig=warn",
         ]
-        .map(str::to_owned)
-        .to_vec();
+        .iter()
+        .chain(self.jvm.options())
+        .map(|&option| option.to_owned())
+        .collect();
         arguments.push(format!("-Xmx{}m", self.heap_mib));
         // Native parts of the codecs are unpacked there; a killed broker leaves them behind.
         arguments.push(format!("-Djava.io.tmpdir={}", self.folder.join("tmp").display()));

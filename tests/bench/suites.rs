@@ -1,0 +1,96 @@
+//! The suites, and the catch-up that most of them are made of.
+
+pub(crate) mod bulk;
+pub(crate) mod drain;
+pub(crate) mod latency;
+pub(crate) mod many;
+pub(crate) mod raw;
+pub(crate) mod tiny;
+pub(crate) mod transactions;
+
+use std::time::Duration;
+
+use tombolo_tests::broker::KafkaCluster;
+use tombolo_tests::rig::RigSpec;
+
+use crate::contender::{self, Contender, Running, Start};
+use crate::load::Loaded;
+use crate::report::Row;
+use crate::watch::Watch;
+
+const DEADLINE: Duration = Duration::from_mins(30);
+const RATE: &str = "records/s";
+const CPU: &str = "CPU s/GB stored";
+const AGENT_PEAK: &str = "agent peak MiB";
+const GATEWAY_PEAK: &str = "gateway peak MiB";
+const LINK_SHARE: &str = "link bytes/record bytes";
+
+#[expect(clippy::print_stderr, reason = "long work shows progress")]
+fn say(what: &str) {
+    eprintln!("{what}");
+}
+
+/// One contender's way from nothing to all that was loaded, into a cluster of its own.
+async fn catch_up(
+    source: &KafkaCluster,
+    loaded: &Loaded,
+    contender: Contender,
+    name: &str,
+    spec: Option<RigSpec>,
+) -> Row {
+    let cloud = contender::broker().await;
+    let topics = [(loaded.topic.clone(), loaded.partitions)];
+    // MirrorMaker leaves out what holds no record, and what follows moves up.
+    let offsets = match contender {
+        Contender::MirrorMaker => loaded.records,
+        Contender::Tombolo | Contender::Copier => Watch::new(source, &topics).held().await,
+    };
+    let watch = Watch::new(&cloud, &topics);
+    let tombolo = spec.unwrap_or_else(|| contender::tombolo(&topics));
+    let start = Start { source, cloud: &cloud, topics: &topics, mirror_maker: &[], tombolo };
+    let mut running = Running::start(contender, start).await;
+    let seen = watch.until(offsets, DEADLINE, || running.assert_running()).await;
+    let usage = running.usage();
+    let row = figures(name, loaded, seen.rate(), seen.seconds(), &usage, running.link_bytes().await);
+    say(&format!("  {name}: {:.0} offsets/s", seen.rate()));
+    if let Running::Tombolo(rig) = &mut running {
+        rig.gateway.allow("WARN");
+        rig.agent.allow("WARN");
+    }
+    row
+}
+
+#[expect(clippy::cast_precision_loss, reason = "bytes of some gigabytes")]
+fn figures(
+    name: &str,
+    loaded: &Loaded,
+    rate: f64,
+    seconds: f64,
+    usage: &[tombolo_tests::child::Usage],
+    link_bytes: Option<f64>,
+) -> Row {
+    let stored = loaded.stored_bytes as f64;
+    let share = loaded.record_bytes as f64;
+    let cpu: f64 = usage.iter().map(|usage| usage.cpu_seconds).sum();
+    let mut figures = vec![
+        (RATE, rate),
+        ("stored MB/s", stored / seconds / 1e6),
+        ("record MB/s", share / seconds / 1e6),
+        ("seconds", seconds),
+        (CPU, cpu / (stored / 1e9)),
+    ];
+    let mib = |usage: &tombolo_tests::child::Usage| usage.peak_bytes as f64 / f64::from(1 << 20);
+    match usage {
+        [agent, gateway] => {
+            figures.push(("agent CPU s/GB", agent.cpu_seconds / (stored / 1e9)));
+            figures.push(("gateway CPU s/GB", gateway.cpu_seconds / (stored / 1e9)));
+            figures.push((AGENT_PEAK, mib(agent)));
+            figures.push((GATEWAY_PEAK, mib(gateway)));
+        }
+        others => figures.push(("peak MiB", others.iter().map(mib).sum())),
+    }
+    if let Some(bytes) = link_bytes {
+        figures.push((LINK_SHARE, bytes / share));
+    }
+    Row { contender: name.to_owned(), figures }
+}

@@ -1,0 +1,150 @@
+//! A journal that filled up in the dark: how fast it takes, how fast it gives, and whether its disk is given back.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tokio::task::spawn_blocking;
+use tombolo_tests::broker::KafkaCluster;
+use tombolo_tests::rig::Rig;
+
+use crate::Run;
+use crate::contender::{self, Contender};
+use crate::load::{Load, Loaded};
+use crate::report::{Report, Row};
+use crate::suites::bulk::gigabytes;
+use crate::suites::{DEADLINE, RATE, catch_up, say};
+use crate::watch::Watch;
+
+/// Some 2 GB as stored.
+const RECORDS: u64 = 8_000_000;
+const DRAIN: &str = "tombolo, from the journal";
+const PLAIN: &str = "plain writes with fsync";
+const WRITTEN: &str = "journal written MB/s";
+const LEFT: &str = "journal files after the drain, MiB";
+/// Of the plain writes.
+const PLAIN_BYTES: usize = 512 << 20;
+
+pub(crate) async fn run(run: &Run) -> Report {
+    let load = Load { partitions: 6, records: run.scaled(RECORDS), record_bytes: 1_000, codec: "zstd", batch: 10_000 };
+    let source = contender::broker().await;
+    let loaded = load.write(&source, "drain").await;
+    let data = format!(
+        "{} records of 1 kB in 6 partitions, zstd, {:.2} GB stored: first mirrored live, then read into the journal with \
+         the gateway down, and drained.",
+        loaded.records,
+        gigabytes(loaded.stored_bytes)
+    );
+    let mut report = Report::new("drain", data);
+    report.settings = contender::settings();
+    for number in 1..=run.runs {
+        say(&format!("run {number} of {}", run.runs));
+        report.rows.push(catch_up(&source, &loaded, Contender::Tombolo, Contender::Tombolo.name(), None).await);
+        report.rows.extend(dark(&source, &load).await);
+    }
+    let live = report.median(Contender::Tombolo.name(), RATE);
+    report.at_least("records/s of the drain, times the live rate", report.median(DRAIN, RATE) / live, 0.8);
+    let written = report.median(DRAIN, WRITTEN) / report.median(PLAIN, WRITTEN);
+    report.at_least("journal writes, times plain ones of the same commit size", written, 0.7);
+    report.at_most(LEFT, report.median(DRAIN, LEFT), 128.0);
+    report
+}
+
+/// The same data in a topic of its own: an agent that begins in the dark reads what the source holds.
+async fn dark(source: &KafkaCluster, load: &Load) -> Vec<Row> {
+    let cloud = contender::broker().await;
+    let empty = Load { records: 1, ..load.clone() }.write(source, "dark").await;
+    let topics = [(empty.topic.clone(), empty.partitions)];
+    let spec = contender::tombolo(&topics).agent("journal.max_bytes", "16 GiB");
+    let mut rig = Rig::start(source, &cloud, spec).await;
+    let watch = Watch::new(&cloud, &topics);
+    watch.until(1, DEADLINE, || ()).await;
+    rig.gateway.kill();
+    rig.agent.kill();
+    let loaded = Load { records: load.records - 1, ..load.clone() }.write_to(source, &empty.topic).await;
+    rig.agent.restart();
+    let (seconds, written) = filled(&rig, &loaded).await;
+    let commits = rig.agent.metric("tombolo_journal_commit_seconds_count").await;
+    let folder = rig.journal();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of a commit")]
+    let commit = (written / commits.max(1.0)) as usize;
+    let plain = spawn_blocking(move || plain_writes(&folder, commit)).await.expect("writing does not panic");
+
+    rig.gateway.restart();
+    let offsets = Watch::new(source, &topics).held().await;
+    let held = watch.held().await;
+    let seen = watch.until(held + 1, DEADLINE, || ()).await;
+    let done = watch.until(offsets, DEADLINE, || ()).await;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let rate = (offsets - held) as f64 / done.last.duration_since(seen.last).as_secs_f64();
+    let left = given_back(&rig).await;
+    say(&format!(
+        "  {DRAIN}: {rate:.0} records/s; journal {:.0} MB/s in commits of {commit} bytes",
+        written / seconds / 1e6
+    ));
+    rig.gateway.allow("WARN");
+    rig.agent.allow("WARN");
+    let figures = vec![
+        (RATE, rate),
+        (WRITTEN, written / seconds / 1e6),
+        ("KiB of a commit", written / commits.max(1.0) / 1024.0),
+        (LEFT, left / f64::from(1 << 20)),
+    ];
+    vec![
+        Row { contender: DRAIN.to_owned(), figures },
+        Row { contender: PLAIN.to_owned(), figures: vec![(WRITTEN, plain / 1e6)] },
+    ]
+}
+
+/// Waits until the journal takes no more: seconds from the first byte to the last, and bytes of frames.
+async fn filled(rig: &Rig, loaded: &Loaded) -> (f64, f64) {
+    const QUIET: Duration = Duration::from_secs(3);
+    let start = Instant::now();
+    let (mut first, mut last) = (None, (Instant::now(), 0.0));
+    loop {
+        let held = rig.agent.metric("tombolo_journal_written_bytes_total").await;
+        let now = Instant::now();
+        if held > last.1 {
+            first.get_or_insert((now, held));
+            last = (now, held);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let most = held > loaded.stored_bytes as f64 * 0.5;
+        if let Some((began, at_first)) = first.filter(|_| most && last.0.elapsed() > QUIET) {
+            return (last.0.duration_since(began).as_secs_f64(), last.1 - at_first);
+        }
+        assert!(start.elapsed() < DEADLINE, "the journal holds {held} bytes after {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What the journal's files take once they are as small as they get.
+async fn given_back(rig: &Rig) -> f64 {
+    let mut least = f64::MAX;
+    for _ in 0..30 {
+        least = rig.agent.metric("tombolo_journal_file_bytes").await.min(least);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    least
+}
+
+/// Bytes a second of appends of one size, each made durable.
+fn plain_writes(folder: &Path, commit: usize) -> f64 {
+    let commit = commit.max(4096);
+    let path = folder.join("plain");
+    let block: Vec<u8> = (0..commit).map(|place| (place * 31 % 251).to_le_bytes()[0]).collect();
+    let mut file = File::create(&path).expect("the journal's folder can be written");
+    let start = Instant::now();
+    let mut written = 0;
+    while written < PLAIN_BYTES {
+        file.write_all(&block).expect("the disk has room");
+        file.sync_data().expect("the disk works");
+        written += block.len();
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    std::fs::remove_file(&path).expect("the file was just made");
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let rate = written as f64 / seconds;
+    rate
+}

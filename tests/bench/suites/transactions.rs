@@ -1,0 +1,77 @@
+//! A catch-up of committed transactions: every one is a batch and a marker, and the marker is a gap in the mirror.
+
+use std::time::Instant;
+
+use rdkafka::ClientConfig;
+use tokio::task::JoinSet;
+use tombolo_tests::broker::unique_name;
+use tombolo_tests::transactions::Transactions;
+
+use crate::Run;
+use crate::contender::{self, Contender};
+use crate::load::Loaded;
+use crate::report::Report;
+use crate::suites::{RATE, catch_up, say};
+
+const TRANSACTIONS: u64 = 100_000;
+const PARTITIONS: i32 = 6;
+const BY_TRANSACTIONS: &str = "tombolo, skip=transactions";
+const TRANSACTION_RATE: &str = "transactions/s";
+/// Producers at a time: one waits for the coordinator most of the time.
+const PRODUCERS: u32 = 4;
+
+pub(crate) async fn run(run: &Run) -> Report {
+    let source = contender::broker().await;
+    let topic = unique_name("transactions");
+    source.create_topic(&topic, PARTITIONS, 1, &[]).await;
+    // Each goes to all partitions: a partition sees every one of them.
+    let of_partition = run.scaled(TRANSACTIONS) / u64::from(PARTITIONS.unsigned_abs());
+    let transactions = u32::try_from(of_partition).expect("a share of it").next_multiple_of(PRODUCERS);
+    let start = Instant::now();
+    write(&source.client_config(), &topic, transactions).await;
+    let per_partition: u64 = transactions.into();
+    let records = per_partition * u64::from(PARTITIONS.unsigned_abs());
+    let stored_bytes = (0..PARTITIONS).map(|partition| source.stored_bytes(&topic, partition)).sum();
+    let rate = f64::from(transactions) / start.elapsed().as_secs_f64();
+    let loaded = Loaded { topic, partitions: PARTITIONS, records, record_bytes: stored_bytes, stored_bytes, rate };
+    let data = format!(
+        "{records} committed transactions of one record, {per_partition} in each of {PARTITIONS} partitions, in {rate:.0} \
+         transactions/s over all."
+    );
+    let mut report = Report::new("transactions", data);
+    report.settings = contender::settings();
+    for number in 1..=run.runs {
+        say(&format!("run {number} of {}", run.runs));
+        let topics = [(loaded.topic.clone(), loaded.partitions)];
+        let by_transactions = contender::tombolo(&topics).link("skip", "transactions");
+        let contenders = [
+            (Contender::Tombolo, Contender::Tombolo.name(), None),
+            (Contender::Tombolo, BY_TRANSACTIONS, Some(by_transactions)),
+            (Contender::MirrorMaker, Contender::MirrorMaker.name(), None),
+        ];
+        for (contender, name, spec) in contenders {
+            let mut row = catch_up(&source, &loaded, contender, name, spec).await;
+            // Of a mirror that has the markers' offsets two offsets are a transaction.
+            let offsets = row.figures.iter().find(|(figure, _)| *figure == RATE).map_or(f64::NAN, |(_, rate)| *rate);
+            let each = if contender == Contender::Tombolo { 2.0 } else { 1.0 };
+            row.figures.insert(0, (TRANSACTION_RATE, offsets / each));
+            report.rows.push(row);
+        }
+    }
+    let of_all = report.median(Contender::Tombolo.name(), TRANSACTION_RATE);
+    report.at_least("transactions/s over 6 partitions, with marker rights", of_all, 2_500.0);
+    report.at_least("transactions/s of a partition", of_all / f64::from(PARTITIONS), 500.0);
+    report
+}
+
+async fn write(config: &ClientConfig, topic: &str, transactions: u32) {
+    let mut producers = JoinSet::new();
+    for _ in 0..PRODUCERS {
+        let (config, topic) = (config.clone(), topic.to_owned());
+        producers.spawn(async move {
+            let workload = Transactions::new(&topic, PARTITIONS).records(1).abort_every(None);
+            workload.write(&config, transactions / PRODUCERS).await;
+        });
+    }
+    producers.join_all().await;
+}
