@@ -11,7 +11,10 @@
 //!
 //! Must never: allocate by a length that was not compared with [`FrameLimits`] first.
 
+use std::cell::RefCell;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use zstd::bulk::{Compressor, Decompressor};
 
 use crate::batch::{Batch, BatchError, Codec};
 use crate::id::{MirrorId, Offset, Partition};
@@ -293,10 +296,19 @@ fn pieces(entries: &[Entry]) -> Vec<Bytes> {
     pieces
 }
 
+thread_local! {
+    // A context made for every frame costs more than a small frame's compression.
+    static COMPRESSOR: RefCell<Compressor<'static>> =
+        RefCell::new(Compressor::new(ZSTD_LEVEL).expect("zstd knows the level"));
+    static DECOMPRESSOR: RefCell<Decompressor<'static>> =
+        RefCell::new(Decompressor::new().expect("zstd without a dictionary takes nothing that could be wrong"));
+}
+
 /// The compressed body, unless that saves less than 5 %.
 fn compressed(pieces: &[Bytes], raw_bytes: usize) -> Option<Bytes> {
-    let packed = zstd::bulk::compress(&pieces.concat(), ZSTD_LEVEL).ok()?;
-    (packed.len() <= raw_bytes - raw_bytes / 20).then(|| packed.into())
+    let packed = COMPRESSOR.with_borrow_mut(|compressor| compressor.compress(&pieces.concat())).ok()?;
+    // What was kept ready for a body that does not shrink is given back: frames wait in memory.
+    (packed.len() <= raw_bytes - raw_bytes / 20).then(|| packed.into_boxed_slice().into())
 }
 
 /// What a receiver takes.
@@ -400,7 +412,8 @@ impl FrameHeader {
     }
 
     fn decompress(&self, body: &[u8]) -> Result<Bytes, FrameError> {
-        zstd::bulk::decompress(body, self.raw_bytes).map(Bytes::from).map_err(|_| self.decompress_error())
+        let unpacked = DECOMPRESSOR.with_borrow_mut(|decompressor| decompressor.decompress(body, self.raw_bytes));
+        unpacked.map(Bytes::from).map_err(|_| self.decompress_error())
     }
 
     fn decompress_error(&self) -> FrameError {
