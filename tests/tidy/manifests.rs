@@ -72,7 +72,7 @@ pub(crate) fn suites(tree: &Tree) -> Vec<Finding> {
     let Some(manifest) = tree.text(path).and_then(|text| text.parse::<Table>().ok()) else {
         return vec![Finding::new(path, 0, "is missing or no TOML")];
     };
-    let targets = ["test", "bin"].into_iter().filter_map(|kind| manifest.get(kind).and_then(Value::as_array));
+    let targets = ["test", "bin", "bench"].into_iter().filter_map(|kind| manifest.get(kind).and_then(Value::as_array));
     let listed: BTreeSet<&str> =
         targets.flatten().filter_map(|test| test.get("path").and_then(Value::as_str)).collect();
     tree.files()

@@ -64,6 +64,7 @@ async fn dark(source: &KafkaCluster, load: &Load) -> Vec<Row> {
     rig.agent.kill();
     let loaded = Load { records: load.records - 1, ..load.clone() }.write_to(source, &empty.topic).await;
     rig.agent.restart();
+    rig.agent.wait_ready().await;
     let (seconds, written) = filled(&rig, &loaded).await;
     let commits = rig.agent.metric("tombolo_journal_commit_seconds_count").await;
     let folder = rig.journal();
