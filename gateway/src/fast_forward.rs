@@ -8,6 +8,7 @@
 //! Must never: begin before the registry holds the start; append beyond it; be used on a log that holds records.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::BoxFuture;
@@ -15,14 +16,17 @@ use tombolo_kafka::admin::{self, DeleteBefore};
 use tombolo_kafka::error::ErrorCode;
 use tombolo_kafka::produce::{self, ProduceAnswer, ProduceBatch};
 use tombolo_kafka::records::{self, ReencodeError};
-use tombolo_kafka::{Cluster, Connection, KafkaError};
+use tombolo_kafka::{Connection, KafkaError};
 use tombolo_proto::batch::{Batch, Stamp};
 use tombolo_proto::id::{Offset, Partition, TopicName};
+use tombolo_proto::lease::LeaseError;
 use tombolo_proto::limits::MAX_IN_FLIGHT;
 use tombolo_proto::mirror::advance;
 
+use crate::leased::LeasedCluster;
 use crate::metrics;
 use crate::recover::{self, Place, RecoverError, Stand};
+use crate::registry::Lapse;
 
 /// Records of a batch. A broker walks them all: more would not be faster, and hold it up for longer.
 const BATCH: i32 = 100_000;
@@ -36,6 +40,8 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Why a mirror could not be made to start; it is tried again, from where it is then.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FastForwardError {
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     #[error(transparent)]
     Stand(#[from] RecoverError),
     #[error(transparent)]
@@ -56,6 +62,8 @@ pub(crate) enum FastForwardError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeleteError {
     #[error(transparent)]
+    Lease(#[from] LeaseError),
+    #[error(transparent)]
     Kafka(#[from] KafkaError),
     #[error(
         "{topic}: the gateway may not delete records: kafka-acls.sh --add --allow-principal \
@@ -73,17 +81,61 @@ pub(crate) enum DeleteError {
     Short { topic: TopicName, partition: Partition, offset: Offset, found: Offset },
 }
 
-/// Brings the log of a partition from `from`, where it is empty, to `to`.
+impl Lapse for FastForwardError {
+    fn is_lapse(&self) -> bool {
+        match self {
+            Self::Stand(RecoverError::Kafka(error)) | Self::Kafka(error) => error.is_lapse(),
+            Self::Delete(error) | Self::Stand(RecoverError::Filler(error)) => error.is_lapse(),
+            Self::Lease(_)
+            | Self::Stand(_)
+            | Self::Filler(_)
+            | Self::Moved { .. }
+            | Self::Started { .. }
+            | Self::Append { .. } => false,
+        }
+    }
+}
+
+impl Lapse for DeleteError {
+    fn is_lapse(&self) -> bool {
+        match self {
+            Self::Kafka(error) => error.is_lapse(),
+            Self::Lease(_)
+            | Self::Forbidden { .. }
+            | Self::Policy { .. }
+            | Self::Refused { .. }
+            | Self::Short { .. } => false,
+        }
+    }
+}
+
+/// Brings the log of a partition from `from`, where it is empty, to `to`. Goes on from where it is after a lapse of the
+/// lease.
 pub(crate) async fn fast_forward(
-    cluster: &Cluster,
+    cloud: &LeasedCluster,
     place: &Place,
     timeout: Duration,
     from: Offset,
     to: Offset,
 ) -> Result<(), FastForwardError> {
-    let stand = recover::stand(cluster, place).await?;
-    if stand.log_end != from {
-        return Err(FastForwardError::Moved { expected: from, found: stand.log_end });
+    let mut begins = from..=from;
+    let again = || {
+        let expected = std::mem::replace(&mut begins, from..=to);
+        fill_up(cloud, place, timeout, expected, to)
+    };
+    cloud.lease.patiently(again).await
+}
+
+async fn fill_up(
+    cloud: &LeasedCluster,
+    place: &Place,
+    timeout: Duration,
+    expected: RangeInclusive<Offset>,
+    to: Offset,
+) -> Result<(), FastForwardError> {
+    let stand = recover::stand(cloud, place, to).await?;
+    if !expected.contains(&stand.log_end) {
+        return Err(FastForwardError::Moved { expected: *expected.start(), found: stand.log_end });
     }
     let Stand { leader, log_start, log_end, .. } = stand;
     if log_start != log_end {
@@ -91,24 +143,30 @@ pub(crate) async fn fast_forward(
     }
     // Filler has a connection of its own: batches of this size would hold up everybody's answers, and deletions, which wait
     // for the replicas, would hold up filler.
-    let (connection, deletions) = (cluster.connect(leader.broker).await?, cluster.shared(leader.broker).await?);
+    let connection = cloud.cluster.connect(leader.broker).await?;
     // Changes nothing, and says before anything is filled whether it may be deleted.
-    delete_before(&deletions, place, log_start).await?;
-    let filler = Filler { connection, deletions, place, timeout };
+    delete_before(cloud, leader.broker, place, log_start).await?;
+    let filler = Filler { cloud, broker: leader.broker, connection, place, timeout };
     filler.fill(&stand, to).await?;
-    delete_before(&filler.deletions, place, to).await?;
+    delete_before(cloud, leader.broker, place, to).await?;
     Ok(())
 }
 
-/// Moves the log start of a partition up to `offset`. Returns where it is.
+/// Moves the log start of a partition up to `offset`, at its leader. Returns where it is. Waits for the lease.
 pub(crate) async fn delete_before(
-    connection: &Connection,
+    cloud: &LeasedCluster,
+    broker: i32,
     place: &Place,
     offset: Offset,
 ) -> Result<Offset, DeleteError> {
+    cloud.lease.patiently(|| delete_once(cloud, broker, place, offset)).await
+}
+
+async fn delete_once(cloud: &LeasedCluster, broker: i32, place: &Place, offset: Offset) -> Result<Offset, DeleteError> {
     let (topic, partition) = (place.topic.clone(), place.partition);
     let wanted = [DeleteBefore { topic: topic.shared(), partition, offset }];
-    let answers = admin::delete_records(connection, &wanted, DELETE_TIMEOUT).await?;
+    let connection = cloud.cluster.shared(broker).await?;
+    let answers = admin::delete_records(&connection, &wanted, DELETE_TIMEOUT).await?;
     match answers.into_iter().next().map(|answer| answer.result) {
         Some(Ok(found)) if found >= offset => Ok(found),
         Some(Ok(found)) => Err(DeleteError::Short { topic, partition, offset, found }),
@@ -120,8 +178,10 @@ pub(crate) async fn delete_before(
 }
 
 struct Filler<'a> {
+    cloud: &'a LeasedCluster,
+    /// That leads the partition.
+    broker: i32,
     connection: Connection,
-    deletions: Connection,
     place: &'a Place,
     timeout: Duration,
 }
@@ -155,6 +215,7 @@ impl Filler<'_> {
             if next < to && sent.len() < depth {
                 let count = i32::try_from((to - next).min(i64::from(size))).unwrap_or(size);
                 let batch = if count == size { full.clone() } else { filler(count).await? };
+                self.cloud.lease.settled().await?;
                 sent.push_back(self.send(&batch, next, count, sequence));
                 next += i64::from(count);
                 sequence = advance(sequence, count);
@@ -225,7 +286,7 @@ impl Filler<'_> {
     fn delete_some<'d>(&'d self, filled: Offset, deletion: &mut Deletion<'d>) {
         if deletion.work.is_none() && filled - deletion.offset >= DELETE_EVERY {
             deletion.offset = filled;
-            deletion.work = Some(Box::pin(delete_before(&self.deletions, self.place, filled)));
+            deletion.work = Some(Box::pin(delete_before(self.cloud, self.broker, self.place, filled)));
         }
     }
 

@@ -11,6 +11,7 @@
 //! | `registry` | who holds which link: terms and leases in a compacted topic |
 //! | `topics` | mirror topics: made, grown, checked |
 //! | `recover` | where a partition stands in the cloud |
+//! | `leased` | the cloud cluster under a session's lease: writes wait for it |
 //! | `writer` | appends to partitions' leaders |
 //! | `skip` | moves log ends past offsets that hold no record |
 //! | `fast_forward` | makes mirrors start above 0 |
@@ -24,6 +25,7 @@ mod fast_forward;
 mod gateway;
 mod identity;
 mod import;
+mod leased;
 mod listener;
 mod metrics;
 mod recover;

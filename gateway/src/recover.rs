@@ -15,6 +15,7 @@ use tombolo_proto::id::{Offset, Partition, TopicName};
 use tombolo_proto::mirror::{Recovery, advance};
 
 use crate::fast_forward::{DeleteError, delete_before};
+use crate::leased::LeasedCluster;
 use crate::registry::Ledger;
 
 /// For the high watermark to reach the log end, and for both looks at the end to agree.
@@ -88,19 +89,19 @@ impl Stand {
 }
 
 /// Looks at a partition, of which the registry has `ledger`. Forgets its leader where the answer says that it is another.
-pub(crate) async fn recover(cluster: &Cluster, place: &Place, ledger: &Ledger) -> Result<Found, RecoverError> {
-    let found = look(cluster, place, ledger).await;
+pub(crate) async fn recover(cloud: &LeasedCluster, place: &Place, ledger: &Ledger) -> Result<Found, RecoverError> {
+    let found = look(cloud, place, ledger).await;
     if found.is_err() {
-        cluster.forget_leader(place.topic.as_str(), place.partition);
+        cloud.cluster.forget_leader(place.topic.as_str(), place.partition);
     }
     found
 }
 
-/// Looks at a partition that nobody writes to.
-pub(crate) async fn stand(cluster: &Cluster, place: &Place) -> Result<Stand, RecoverError> {
-    let reader = Reader::open(cluster, place).await?;
+/// Looks at a partition that nobody writes to, and that is told to start at `told`.
+pub(crate) async fn stand(cloud: &LeasedCluster, place: &Place, told: Offset) -> Result<Stand, RecoverError> {
+    let reader = Reader::open(cloud, place).await?;
     let log_end = reader.settled_end(tokio::time::Instant::now() + SETTLE_DEADLINE).await?;
-    let log_start = reader.offset(OffsetSpec::LogStart).await?;
+    let log_start = reader.start(log_end, Some(told)).await?;
     let tail = reader.tail(log_start, log_end).await?;
     let last_sequence = reader.last_sequence(&tail).await?;
     Ok(Stand { leader: reader.leader, log_start, log_end, last_sequence })
@@ -128,9 +129,10 @@ fn id_of(seen: Vec<Topic>, topic: &TopicName, ledger: &Ledger) -> Result<Option<
     }
 }
 
-async fn look(cluster: &Cluster, place: &Place, ledger: &Ledger) -> Result<Found, RecoverError> {
-    let reader = Reader::open(cluster, place).await?;
-    let told = if ledger.has_start() { ledger.start(topic_id(cluster, &place.topic, ledger).await?) } else { None };
+async fn look(cloud: &LeasedCluster, place: &Place, ledger: &Ledger) -> Result<Found, RecoverError> {
+    let reader = Reader::open(cloud, place).await?;
+    let told =
+        if ledger.has_start() { ledger.start(topic_id(&cloud.cluster, &place.topic, ledger).await?) } else { None };
     let deadline = tokio::time::Instant::now() + SETTLE_DEADLINE;
     loop {
         let log_end = reader.settled_end(deadline).await?;
@@ -156,6 +158,7 @@ fn starting(told: Offset, log_start: Offset, log_end: Offset) -> Offset {
 }
 
 struct Reader<'a> {
+    cloud: &'a LeasedCluster,
     connection: Connection,
     topic: Arc<str>,
     place: &'a Place,
@@ -163,9 +166,10 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    async fn open(cluster: &Cluster, place: &'a Place) -> Result<Self, RecoverError> {
-        let leader = cluster.leader(place.topic.as_str(), place.partition).await?;
-        Ok(Self { connection: cluster.shared(leader.broker).await?, topic: place.topic.shared(), place, leader })
+    async fn open(cloud: &'a LeasedCluster, place: &'a Place) -> Result<Self, RecoverError> {
+        let leader = cloud.cluster.leader(place.topic.as_str(), place.partition).await?;
+        let connection = cloud.cluster.shared(leader.broker).await?;
+        Ok(Self { cloud, connection, topic: place.topic.shared(), place, leader })
     }
 
     /// The log end, once the high watermark has reached it.
@@ -193,7 +197,7 @@ impl<'a> Reader<'a> {
         if !filled || !self.ends_in_filler(log_end).await? {
             return Ok(log_start);
         }
-        delete_before(&self.connection, self.place, log_end).await?;
+        delete_before(self.cloud, self.leader.broker, self.place, log_end).await?;
         tracing::info!(topic = %self.place.topic, partition = self.place.partition, log_end, "filler deleted");
         Ok(log_end)
     }

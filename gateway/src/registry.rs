@@ -33,7 +33,7 @@ use crate::clock::Clock;
 use crate::settings::RegistrySettings;
 pub(crate) use incarnation::{Claimant, Replaced};
 use incarnation::{Former, Incarnations};
-pub(crate) use lease::SessionLease;
+pub(crate) use lease::{Lapse, SessionLease};
 pub(crate) use ledger::{Ledger, LedgerEntry, LedgerKey, LedgerKind};
 pub(crate) use note::{Ledgers, NoteError};
 use record::{RecordError, TermRecord};

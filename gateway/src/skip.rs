@@ -21,13 +21,14 @@ use tokio::time::Instant;
 use tombolo_kafka::admin::{self, MarkerRange, MarkerWriter, MarkersAnswer, OffsetQuery, OffsetSpec};
 use tombolo_kafka::cluster::Leader;
 use tombolo_kafka::error::ErrorCode;
-use tombolo_kafka::{Cluster, Connection, KafkaError};
+use tombolo_kafka::{Connection, KafkaError};
 use tombolo_proto::id::{MirrorId, Offset, Partition, Term, TopicName};
 use tombolo_proto::mirror::SkipOutcome;
 use tombolo_service::tasks::Tasks;
 
+use crate::leased::LeasedCluster;
 use crate::metrics;
-use crate::registry::SessionLease;
+use crate::registry::Lapse;
 use crate::session::Event;
 use outcome::Appended;
 pub(crate) use right::{MarkerRight, MarkerRights};
@@ -45,8 +46,6 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the high watermark to reach the log end after the broker's answer.
 const REPLICATION_DEADLINE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long a stretch waits for a lapsed lease before its partition starts over.
-const LEASE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A stretch to skip.
 #[derive(Debug, Clone)]
@@ -91,9 +90,7 @@ pub(crate) struct Skips {
 /// What all lanes of a session share.
 #[derive(Debug, Clone)]
 struct Context {
-    /// Its connections ask the session's lease.
-    cluster: Cluster,
-    lease: Arc<SessionLease>,
+    cloud: LeasedCluster,
     writer: MarkerWriter,
     events: mpsc::Sender<Event>,
 }
@@ -112,15 +109,9 @@ pub(crate) fn writer(producer_id: i64, term: Term) -> MarkerWriter {
 }
 
 impl Skips {
-    pub(crate) fn new(
-        cluster: Cluster,
-        lease: Arc<SessionLease>,
-        producer_id: i64,
-        events: mpsc::Sender<Event>,
-        tasks: Tasks,
-    ) -> Self {
-        let writer = writer(producer_id, lease.term());
-        let context = Context { cluster, lease, writer, events };
+    pub(crate) fn new(cloud: LeasedCluster, producer_id: i64, events: mpsc::Sender<Event>, tasks: Tasks) -> Self {
+        let writer = writer(producer_id, cloud.lease.term());
+        let context = Context { cloud, writer, events };
         Self { context, tasks, lanes: BTreeMap::new() }
     }
 
@@ -184,7 +175,7 @@ async fn run(lane: Arc<Lane>, context: Context, broker: i32) {
             if let SkipOutcome::Appended { log_end } = outcome {
                 metrics::markers_appended((log_end - stretch.offset).clamp(0, stretch.count));
             } else {
-                context.cluster.forget_leader(stretch.topic.as_str(), stretch.partition);
+                context.cloud.cluster.forget_leader(stretch.topic.as_str(), stretch.partition);
             }
             let Stretch { mirror, partition, ticket, .. } = stretch;
             if context.events.send(Event::Skipped { mirror, partition, ticket, outcome }).await.is_err() {
@@ -205,9 +196,9 @@ impl Context {
             stretches.into_iter().map(|one| (one, outcome.clone())).collect()
         };
         let fresh = connection.as_ref().is_none_or(Connection::is_poisoned);
-        let open = match self.ready(connection, broker).await {
+        let open = match self.cloud.ready(connection, broker).await {
             Ok(open) => open,
-            Err(reason) => return all(stretches, SkipOutcome::Doubt { reason }),
+            Err(error) => return all(stretches, SkipOutcome::Doubt { reason: error.to_string() }),
         };
         // From here on they may be appended, whoever gives them up.
         stretches.retain(|stretch| stretch.wish.is_sent());
@@ -222,27 +213,10 @@ impl Context {
         match admin::send_txn_markers(&open, self.writer, ranges.collect(), BROKER_TIMEOUT).await {
             Ok(answers) => self.settle(&open, fresh, stretches, answers).await,
             Err(error) => {
-                if crate::writer::refused_by_lease(&error) {
+                if error.is_lapse() {
                     metrics::stale_answers("lease", stretches.len());
                 }
                 all(stretches, outcome::of_error(&error))
-            }
-        }
-    }
-
-    /// The connection, once the lease permits writing.
-    async fn ready(&self, connection: &mut Option<Connection>, broker: i32) -> Result<Connection, String> {
-        match tokio::time::timeout(LEASE_PATIENCE, self.lease.settled()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(_) => return Err("the lease has lapsed".to_owned()),
-        }
-        match connection {
-            Some(open) if !open.is_poisoned() => Ok(open.clone()),
-            Some(_) | None => {
-                let open = self.cluster.connect(broker).await.map_err(|error| error.to_string())?;
-                *connection = Some(open.clone());
-                Ok(open)
             }
         }
     }

@@ -9,8 +9,6 @@
 
 mod outcome;
 
-pub(crate) use outcome::refused_by_lease;
-
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,13 +20,14 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tombolo_kafka::produce::{self, ProduceAnswer, ProduceBatch};
-use tombolo_kafka::{Cluster, Connection, KafkaError};
+use tombolo_kafka::{Connection, KafkaError};
 use tombolo_proto::id::{MirrorId, Offset, Partition, TopicName};
 use tombolo_proto::mirror::Outcome;
 use tombolo_service::tasks::Tasks;
 
+use crate::leased::{LeasedCluster, NotReady};
 use crate::metrics;
-use crate::registry::SessionLease;
+use crate::registry::Lapse;
 use crate::session::Event;
 use crate::settings::ProduceSettings;
 
@@ -37,8 +36,6 @@ const MAX_REQUESTS: usize = 5;
 /// An answer that puts a batch in doubt is held back for so long: the partition looks at its log and tries again at
 /// once, and a broker that cannot help now would be asked a thousand times a second.
 const DOUBT_PACE: Duration = Duration::from_millis(100);
-/// How long a batch waits for a lapsed lease before its partition starts over.
-const LEASE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A batch to append.
 #[derive(Debug)]
@@ -65,9 +62,7 @@ pub(crate) struct Writers {
 /// What all lanes of a session share.
 #[derive(Debug, Clone)]
 struct Context {
-    /// Its connections ask the session's lease.
-    cluster: Cluster,
-    lease: Arc<SessionLease>,
+    cloud: LeasedCluster,
     settings: ProduceSettings,
     events: mpsc::Sender<Event>,
 }
@@ -80,13 +75,12 @@ struct Lane {
 
 impl Writers {
     pub(crate) fn new(
-        cluster: Cluster,
-        lease: Arc<SessionLease>,
+        cloud: LeasedCluster,
         settings: ProduceSettings,
         events: mpsc::Sender<Event>,
         tasks: Tasks,
     ) -> Self {
-        let context = Context { cluster, lease, settings, events };
+        let context = Context { cloud, settings, events };
         Self { context, tasks, lanes: BTreeMap::new() }
     }
 
@@ -115,7 +109,7 @@ impl Drop for Writers {
     /// What was never sent because the lease had lapsed, or another session had taken the link, is told: it is the lease
     /// at work.
     fn drop(&mut self) {
-        if self.context.lease.permits().is_err() {
+        if self.context.cloud.lease.permits().is_err() {
             let left = self.lanes.values().map(|lane| lane.queue().len()).sum();
             metrics::stale_answers("lease", left);
         }
@@ -188,7 +182,7 @@ async fn run(lane: Arc<Lane>, context: Context, broker: i32) {
         }
         while requests.len() < MAX_REQUESTS && !lane.queue().is_empty() {
             // Jobs stay in the queue meanwhile: a session that ends here counts what the lease kept back.
-            let ready = context.ready(&mut connection, broker).await;
+            let ready = context.cloud.ready(&mut connection, broker).await;
             let jobs = lane.gather(context.settings.request_bytes);
             match ready {
                 Ok(connection) => requests.push(context.send(&connection, jobs)),
@@ -204,30 +198,7 @@ async fn run(lane: Arc<Lane>, context: Context, broker: i32) {
     }
 }
 
-/// Why nothing could be sent.
-enum NotReady {
-    Lease(String),
-    Kafka(KafkaError),
-}
-
 impl Context {
-    /// The connection, once the lease permits writing.
-    async fn ready(&self, connection: &mut Option<Connection>, broker: i32) -> Result<Connection, NotReady> {
-        match tokio::time::timeout(LEASE_PATIENCE, self.lease.settled()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(NotReady::Lease(error.to_string())),
-            Err(_) => return Err(NotReady::Lease("the lease has lapsed".to_owned())),
-        }
-        match connection {
-            Some(open) if !open.is_poisoned() => Ok(open.clone()),
-            Some(_) | None => {
-                let open = self.cluster.connect(broker).await.map_err(NotReady::Kafka)?;
-                *connection = Some(open.clone());
-                Ok(open)
-            }
-        }
-    }
-
     fn send(&self, connection: &Connection, jobs: Vec<Job>) -> BoxFuture<'static, Sent> {
         let batches = jobs
             .iter()
@@ -254,7 +225,7 @@ impl Context {
                 answers.iter().map(|answer| outcome::of_answer(answer.result, answer.message.as_deref())).collect()
             }
             Err(error) => {
-                if refused_by_lease(error) {
+                if error.is_lapse() {
                     metrics::stale_answers("lease", sent.jobs.len());
                 }
                 sent.jobs.iter().map(|_| outcome::of_error(error)).collect()
@@ -264,7 +235,7 @@ impl Context {
         for (job, outcome) in sent.jobs.iter().zip(outcomes) {
             count(job, &outcome);
             if let Outcome::Doubt { reason } = outcome {
-                self.cluster.forget_leader(job.topic.as_str(), job.partition);
+                self.cloud.cluster.forget_leader(job.topic.as_str(), job.partition);
                 put_off(job, reason, delayed);
             } else {
                 now.push(produced(job, outcome));
@@ -275,15 +246,12 @@ impl Context {
 
     /// Answers jobs that were never sent.
     fn put_off(&self, jobs: &[Job], cause: &NotReady, delayed: &Delayed) {
-        let reason = match cause {
-            NotReady::Lease(reason) => {
-                metrics::stale_answers("lease", jobs.len());
-                reason.clone()
-            }
-            NotReady::Kafka(error) => error.to_string(),
-        };
+        if matches!(cause, NotReady::Lease(_)) {
+            metrics::stale_answers("lease", jobs.len());
+        }
+        let reason = cause.to_string();
         for job in jobs {
-            self.cluster.forget_leader(job.topic.as_str(), job.partition);
+            self.cloud.cluster.forget_leader(job.topic.as_str(), job.partition);
             put_off(job, reason.clone(), delayed);
         }
     }

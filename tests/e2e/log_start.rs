@@ -68,9 +68,8 @@ async fn a_log_that_starts_at_two_hundred_million_is_mirrored_there_though_the_g
     workload.produce(&source.client_config(), RECORDS).await;
 
     let start = Instant::now();
-    // A broker that takes in filler as fast as it can may keep a look at the registry waiting.
-    let spec = RigSpec::new(&[&topic]).impatient().gateway("registry.lease", "3 s");
-    let mut rig = Rig::start(&source, cloud, spec).await;
+    // A broker that takes in filler as fast as it can may keep a look at the registry waiting until the lease has lapsed.
+    let mut rig = Rig::start(&source, cloud, RigSpec::new(&[&topic]).impatient()).await;
     // Said in the dark of a mirror that is not as far as its source's start.
     rig.agent.allow("cannot be read on in the dark");
     let reached = wait_until_beyond(cloud, &topic, far / 4).await;

@@ -14,7 +14,6 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tombolo_kafka::Cluster;
 use tombolo_kafka::cluster::{ClusterMetadata, Leader};
 use tombolo_proto::cloud::{CloudInput, CloudStatus, MirrorState};
 use tombolo_proto::id::{LinkName, MirrorId, Offset, Partition, TopicName};
@@ -22,6 +21,7 @@ use tombolo_proto::mirror::{Outcome, SkipOutcome};
 use tombolo_service::tasks::Tasks;
 
 use super::Event;
+use crate::leased::LeasedCluster;
 use crate::metrics;
 use crate::recover::{self, Found, RecoverError};
 use crate::registry::{Claim, ClaimError, Claimant, SessionLease};
@@ -72,9 +72,8 @@ pub(super) struct Duties {
 /// What a session that holds its link writes with.
 #[derive(Debug)]
 struct Writing {
-    lease: Arc<SessionLease>,
+    cloud: LeasedCluster,
     agent_since: Option<SystemTime>,
-    cluster: Cluster,
     writers: Writers,
     skipper: Skipper,
     /// Whether it may; not asked where it writes no markers itself.
@@ -154,7 +153,7 @@ impl Duties {
 
     /// The session's lease, once it has the link.
     pub(super) fn lease(&self) -> Option<Arc<SessionLease>> {
-        self.writing.as_ref().map(|writing| Arc::clone(&writing.lease))
+        self.writing.as_ref().map(|writing| Arc::clone(&writing.cloud.lease))
     }
 
     /// When the agent's process was first seen, where it tells who it is.
@@ -248,13 +247,13 @@ impl Duties {
     /// Looks at a partition.
     pub(super) fn recover(&self, mirror: MirrorId, topic: TopicName, partition: Partition, attempt: u32) {
         let Some(writing) = &self.writing else { return };
-        let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.recoveries));
+        let (cloud, slots) = (writing.cloud.clone(), Arc::clone(&self.recoveries));
         let key = self.ledger_key(&topic, partition);
         let registry = self.shared.registry.clone();
         let place = self.place(topic, partition);
         self.spawn("recover", async move {
             let _slot = slots.acquire_owned().await;
-            let result = recover::recover(&cluster, &place, &registry.ledger(&key)).await;
+            let result = recover::recover(&cloud, &place, &registry.ledger(&key)).await;
             Event::Found { mirror, partition, attempt, result }
         });
     }
@@ -363,34 +362,28 @@ impl Duties {
 
     fn claimed(&mut self, claim: Claim, credit: tokio::sync::OwnedSemaphorePermit) -> CloudInput {
         let Claim { lease, write_after, agent_since, .. } = claim;
-        let guard = Arc::clone(&lease);
-        let cluster = Cluster::new(self.shared.write_settings()).with_write_guard(Arc::new(move || guard.guard()));
-        let writers = Writers::new(
-            cluster.clone(),
-            Arc::clone(&lease),
-            self.shared.settings.produce,
-            self.events.clone(),
-            self.tasks.clone(),
-        );
         let term = lease.term();
-        let (skipper, rights) = self.skipper(&cluster, &lease);
+        let cloud = LeasedCluster::new(self.shared.write_settings(), lease);
+        let (events, tasks) = (self.events.clone(), self.tasks.clone());
+        let writers = Writers::new(cloud.clone(), self.shared.settings.produce, events, tasks);
+        let (skipper, rights) = self.skipper(&cloud);
         metrics::session_began();
         let wait_ms = write_after.saturating_sub(self.shared.clock.now()).as_millis();
         tracing::info!(link = %self.link, term = term.0, wait_ms, "session holds the link");
-        self.writing = Some(Writing { lease, agent_since, cluster, writers, skipper, rights, _credit: credit });
+        self.writing = Some(Writing { cloud, agent_since, writers, skipper, rights, _credit: credit });
         CloudInput::Claimed { term, write_after }
     }
 
-    fn skipper(&self, cluster: &Cluster, lease: &Arc<SessionLease>) -> (Skipper, Option<Arc<MarkerRights>>) {
-        let (cluster, lease, events) = (cluster.clone(), Arc::clone(lease), self.events.clone());
+    fn skipper(&self, cloud: &LeasedCluster) -> (Skipper, Option<Arc<MarkerRights>>) {
+        let (cloud, events) = (cloud.clone(), self.events.clone());
         if self.shared.settings.by_transactions.contains(&self.link) {
             let (link, registry) = (self.link.clone(), self.shared.registry.clone());
-            let context = Transactions { link, cluster, lease, registry, events };
+            let context = Transactions { link, cloud, registry, events };
             return (Skipper::Transactions(Queue::start(context, &self.tasks)), None);
         }
         let producer_id = self.link.producer_id();
-        let rights = MarkerRights::new(cluster.clone(), skip::writer(producer_id, lease.term()));
-        let skips = Skips::new(cluster, lease, producer_id, events, self.tasks.clone());
+        let rights = MarkerRights::of_session(cloud.clone(), skip::writer(producer_id, cloud.lease.term()));
+        let skips = Skips::new(cloud, producer_id, events, self.tasks.clone());
         (Skipper::Markers(skips), Some(Arc::new(rights)))
     }
 
@@ -431,7 +424,7 @@ impl Duties {
         if all {
             self.looked = Instant::now();
         }
-        let cluster = writing.cluster.clone();
+        let cluster = writing.cloud.cluster.clone();
         self.spawn("leaders", async move { Event::Leaders(cluster.metadata(Some(&topics)).await.ok()) });
     }
 

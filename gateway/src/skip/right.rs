@@ -1,11 +1,15 @@
 //! Whether the gateway may write markers, asked once in a session and before the first mirror that will need them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
+use tombolo_kafka::Cluster;
 use tombolo_kafka::admin::{self, MarkerRange, MarkerWriter};
 use tombolo_kafka::error::{ErrorCode, KafkaErrorKind};
-use tombolo_kafka::{Cluster, KafkaError};
+
+use crate::leased::{LeasedCluster, NotReady};
+use crate::registry::SessionLease;
 
 /// What gives the right, for the operator.
 const ACL_COMMAND: &str = "kafka-acls.sh --add --allow-principal User:NAME-OF-THE-GATEWAY --operation Alter --cluster";
@@ -25,23 +29,33 @@ pub(crate) enum MarkerRight {
 /// The question, asked when somebody wants to know.
 #[derive(Debug)]
 pub(crate) struct MarkerRights {
-    /// Its connections ask the session's lease.
     cluster: Cluster,
+    /// Of the session, which its connections ask.
+    lease: Option<Arc<SessionLease>>,
     writer: MarkerWriter,
     right: OnceCell<MarkerRight>,
 }
 
 impl MarkerRights {
     pub(crate) fn new(cluster: Cluster, writer: MarkerWriter) -> Self {
-        Self { cluster, writer, right: OnceCell::new() }
+        Self { cluster, lease: None, writer, right: OnceCell::new() }
+    }
+
+    pub(crate) fn of_session(cloud: LeasedCluster, writer: MarkerWriter) -> Self {
+        let LeasedCluster { cluster, lease } = cloud;
+        Self { cluster, lease: Some(lease), writer, right: OnceCell::new() }
     }
 
     /// The answer, which stays for the session; an error where no broker gave one.
-    pub(crate) async fn ask(&self) -> Result<MarkerRight, KafkaError> {
-        self.right.get_or_try_init(|| self.probe()).await.cloned()
+    pub(crate) async fn ask(&self) -> Result<MarkerRight, NotReady> {
+        let probe = async || match &self.lease {
+            Some(lease) => lease.patiently(|| self.probe()).await,
+            None => self.probe().await,
+        };
+        self.right.get_or_try_init(probe).await.cloned()
     }
 
-    async fn probe(&self) -> Result<MarkerRight, KafkaError> {
+    async fn probe(&self) -> Result<MarkerRight, NotReady> {
         let connection = self.cluster.controller().await?;
         let range = MarkerRange { topic: NO_TOPIC.into(), partition: 0, count: 1 };
         let answer = admin::send_txn_markers(&connection, self.writer, vec![range], Duration::ZERO).await;
@@ -55,7 +69,7 @@ impl MarkerRights {
             Err(error) if matches!(error.kind(), KafkaErrorKind::Unsupported { .. }) => {
                 MarkerRight::Missing(error.to_string())
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         Ok(right)
     }

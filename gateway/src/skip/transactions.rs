@@ -13,14 +13,15 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tombolo_kafka::admin::{self, TransactionAnswer, TransactionalProducer};
 use tombolo_kafka::error::{ErrorCode, KafkaErrorKind};
-use tombolo_kafka::{Cluster, Connection, KafkaError};
+use tombolo_kafka::{Connection, KafkaError};
 use tombolo_proto::id::{LinkName, Offset};
 use tombolo_proto::mirror::SkipOutcome;
 use tombolo_service::tasks::Tasks;
 
 use super::{LOOK_EVERY, Lane, Stretch, look};
+use crate::leased::LeasedCluster;
 use crate::metrics;
-use crate::registry::{NoteError, Registry, SessionLease};
+use crate::registry::{Lapse, NoteError, Registry};
 use crate::session::Event;
 
 /// For the coordinator to be ready for the next transaction, or to be found.
@@ -37,9 +38,7 @@ const ROUNDS: i64 = 50;
 #[derive(Debug, Clone)]
 pub(crate) struct Transactions {
     pub(crate) link: LinkName,
-    /// Its connections ask the session's lease.
-    pub(crate) cluster: Cluster,
-    pub(crate) lease: Arc<SessionLease>,
+    pub(crate) cloud: LeasedCluster,
     pub(crate) registry: Registry,
     pub(crate) events: mpsc::Sender<Event>,
 }
@@ -175,12 +174,12 @@ impl Transactions {
         coordinator: Option<&Coordinator>,
         partitions: &[(Arc<str>, i32)],
     ) -> Result<(), TransactionError> {
-        self.lease.permits()?;
         let Some(Coordinator { connection, producer }) = coordinator else {
             return Err(TransactionError::Partition(ErrorCode::COORDINATOR_NOT_AVAILABLE));
         };
         let patience = Patience::begin();
         loop {
+            self.cloud.lease.soon().await?;
             let opened = admin::add_partitions_to_txn(connection, producer, partitions).await;
             let opened = opened.map_err(TransactionError::Kafka).and_then(all_open);
             if let Some(opened) = patience.settled(opened).await {
@@ -188,6 +187,7 @@ impl Transactions {
             }
         }
         loop {
+            self.cloud.lease.soon().await?;
             let ended = admin::end_txn(connection, producer).await.map_err(TransactionError::Kafka);
             if let Some(ended) = patience.settled(ended).await {
                 return ended;
@@ -210,21 +210,21 @@ impl Transactions {
                 break found?;
             }
         };
-        self.registry.note_skipper(&self.lease, &self.link, found.producer.producer_id).await?;
+        self.registry.note_skipper(&self.cloud.lease, &self.link, found.producer.producer_id).await?;
         Ok(found)
     }
 
     async fn find(&self) -> Result<Coordinator, TransactionError> {
         let id: Arc<str> = format!("tombolo-{}", self.link).into();
-        let broker = admin::find_coordinator(&self.cluster.controller().await?, &id).await?;
-        let connection = self.cluster.connect(broker).await?;
+        let broker = admin::find_coordinator(&self.cloud.cluster.controller().await?, &id).await?;
+        let connection = self.cloud.cluster.connect(broker).await?;
         let producer = admin::init_producer_id(&connection, &id, TRANSACTION_TIMEOUT).await?;
         Ok(Coordinator { connection, producer })
     }
 
     /// The log end, once the markers are there and replicated: they are written after the transaction was answered.
     async fn reached(&self, stretch: &Stretch, expected: Offset) -> Result<Offset, String> {
-        let connection = self.cluster.shared(stretch.leader.broker).await.map_err(|error| error.to_string())?;
+        let connection = self.cloud.cluster.shared(stretch.leader.broker).await.map_err(|error| error.to_string())?;
         let deadline = Instant::now() + MARKER_DEADLINE;
         loop {
             let (ends, marks) = look(&connection, &[super::query(stretch)]).await.map_err(|error| error.to_string())?;
@@ -280,14 +280,15 @@ fn code_of(error: &TransactionError) -> Option<ErrorCode> {
     }
 }
 
-/// `NOT_COORDINATOR` is not among them: it has to be looked up again.
+/// What the lease kept from being sent is waited for too. `NOT_COORDINATOR` is not among them: it has to be looked up again.
 fn is_not_yet(error: &TransactionError) -> bool {
     let waits = [
         ErrorCode::COORDINATOR_LOAD_IN_PROGRESS,
         ErrorCode::COORDINATOR_NOT_AVAILABLE,
         ErrorCode::CONCURRENT_TRANSACTIONS,
     ];
-    code_of(error).is_some_and(|code| waits.contains(&code))
+    let lapsed = matches!(error, TransactionError::Kafka(error) if error.is_lapse());
+    lapsed || code_of(error).is_some_and(|code| waits.contains(&code))
 }
 
 fn of_error(error: &TransactionError, link: &LinkName) -> SkipOutcome {

@@ -1,6 +1,6 @@
 //! What a broker's answer means for the partition. Pure.
 
-use tombolo_kafka::error::{ConnectionErrorKind, KafkaErrorKind};
+use tombolo_kafka::error::KafkaErrorKind;
 use tombolo_kafka::produce::ProduceAck;
 use tombolo_kafka::{ErrorCode, KafkaError};
 use tombolo_proto::mirror::Outcome;
@@ -31,22 +31,6 @@ pub(super) fn of_error(error: &KafkaError) -> Outcome {
         | KafkaErrorKind::UnknownBroker(_)
         | KafkaErrorKind::Unreachable { .. }
         | KafkaErrorKind::Answer(_) => Outcome::Doubt { reason },
-    }
-}
-
-/// Whether the lease kept the request, or the rest of it, from being written.
-pub(crate) fn refused_by_lease(error: &KafkaError) -> bool {
-    match error.kind() {
-        KafkaErrorKind::WriteRefused(_) => true,
-        KafkaErrorKind::Connection { cause, .. } => matches!(cause.kind, ConnectionErrorKind::WriteRefused(_)),
-        KafkaErrorKind::Broker { .. }
-        | KafkaErrorKind::Unsupported { .. }
-        | KafkaErrorKind::Busy { .. }
-        | KafkaErrorKind::NoLeader
-        | KafkaErrorKind::UnknownBroker(_)
-        | KafkaErrorKind::Unreachable { .. }
-        | KafkaErrorKind::Answer(_)
-        | KafkaErrorKind::Encode(_) => false,
     }
 }
 

@@ -27,7 +27,7 @@ impl Duties {
         stretch: Range<Offset>,
     ) {
         let Some(writing) = &self.writing else { return };
-        let (cluster, slots) = (writing.cluster.clone(), Arc::clone(&self.starts));
+        let (cloud, slots) = (writing.cloud.clone(), Arc::clone(&self.starts));
         let note = self.note(writing, &topic, partition, LedgerKind::Start, 0..stretch.end, SOURCE_STARTS);
         let place = self.place(topic, partition);
         let timeout = self.shared.settings.produce.timeout;
@@ -36,7 +36,7 @@ impl Duties {
             let work = async {
                 note.await?;
                 let Range { start, end } = stretch;
-                let done = fast_forward::fast_forward(&cluster, &place, timeout, start, end).await;
+                let done = fast_forward::fast_forward(&cloud, &place, timeout, start, end).await;
                 done.map_err(|error| error.to_string())
             };
             Event::Input(CloudInput::FastForwarded { mirror, partition, ticket, result: work.await })
@@ -71,16 +71,13 @@ impl Duties {
         let (Some(writing), Some(looked_at)) = (&self.writing, self.partitions.get(&(mirror, partition))) else {
             return;
         };
-        let (cluster, slots, broker) = (writing.cluster.clone(), Arc::clone(&self.deletions), looked_at.leader.broker);
+        let (cloud, slots, broker) = (writing.cloud.clone(), Arc::clone(&self.deletions), looked_at.leader.broker);
         let place = self.place(topic, partition);
         self.spawn("delete", async move {
             let _slot = slots.acquire_owned().await;
-            let work = async {
-                let connection = cluster.shared(broker).await.map_err(|error| error.to_string())?;
-                let deleted = fast_forward::delete_before(&connection, &place, offset).await;
-                deleted.map_err(|error| error.to_string())
-            };
-            Event::Input(CloudInput::Deleted { mirror, partition, ticket, result: work.await })
+            let deleted = fast_forward::delete_before(&cloud, broker, &place, offset).await;
+            let result = deleted.map_err(|error| error.to_string());
+            Event::Input(CloudInput::Deleted { mirror, partition, ticket, result })
         });
     }
 
@@ -94,15 +91,18 @@ impl Duties {
         stretch: Range<Offset>,
         reason: &'static str,
     ) -> impl Future<Output = Result<(), String>> + Send + use<> {
-        let (cluster, lease) = (writing.cluster.clone(), Arc::clone(&writing.lease));
+        let cloud = writing.cloud.clone();
         let (registry, key) = (self.shared.registry.clone(), self.ledger_key(topic, partition));
         async move {
-            let topic_id = recover::topic_id(&cluster, &key.topic, &registry.ledger(&key)).await;
+            let topic_id = recover::topic_id(&cloud.cluster, &key.topic, &registry.ledger(&key)).await;
             let topic_id = topic_id.map_err(|error| error.to_string())?;
             let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let (from, to, reason) = (stretch.start, stretch.end, reason.to_owned());
             let entry = LedgerEntry { kind, from, to, at, reason, topic_id };
-            registry.note(&lease, &key, &entry).await.map_err(|error| format!("the ledger is not written: {error}"))
+            registry
+                .note(&cloud.lease, &key, &entry)
+                .await
+                .map_err(|error| format!("the ledger is not written: {error}"))
         }
     }
 
