@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_kafka::{ClientSettings, Cluster};
-use tombolo_proto::id::{LinkName, Time};
+use tombolo_proto::id::{LinkName, Time, TopicName};
 use tombolo_proto::mirror::MARKER_SETTLE;
 
 use crate::clock::Clock;
 use crate::registry::Registry;
 use crate::settings::{Links, Settings};
 use crate::status::Board;
-use crate::topics::Topics;
+use crate::topics::{Kept, Topics};
 
 /// Connections of one link at a time: one that holds it, one that takes it over, one that is going.
 const MAX_CONNECTIONS_OF_LINK: usize = 3;
@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     present: Mutex<BTreeMap<LinkName, Vec<Present>>>,
     /// When markers that sessions of a link left behind here, unanswered, have settled.
     late_markers: Mutex<BTreeMap<LinkName, Time>>,
+    /// What sessions of a link left behind here knew of its mirror topics.
+    kept: Mutex<BTreeMap<(LinkName, TopicName), Kept>>,
     next_id: AtomicU64,
 }
 
@@ -65,6 +67,7 @@ impl Shared {
             credit: Arc::new(Semaphore::new(settings.memory.credit_total / CREDIT_UNIT)),
             present: Mutex::default(),
             late_markers: Mutex::default(),
+            kept: Mutex::default(),
             next_id: AtomicU64::new(0),
             settings,
         })
@@ -103,6 +106,21 @@ impl Shared {
     /// When all that sessions of the link left behind in this process has settled, once none of them is left.
     pub(crate) fn markers_settled(&self, link: &LinkName) -> Time {
         self.late_markers().get(link).copied().unwrap_or_default()
+    }
+
+    /// A session of the link ends, and another may go on with the mirror topic.
+    pub(crate) fn leave_kept(&self, link: &LinkName, mut kept: Kept) {
+        kept.left();
+        self.kept().insert((link.clone(), kept.wanted.topic.clone()), kept);
+    }
+
+    /// What the last session here knew of a mirror topic.
+    pub(crate) fn take_kept(&self, link: &LinkName, topic: &TopicName) -> Option<Kept> {
+        self.kept().remove(&(link.clone(), topic.clone()))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<(LinkName, TopicName), Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn late_markers(&self) -> MutexGuard<'_, BTreeMap<LinkName, Time>> {

@@ -72,8 +72,14 @@ impl Topics {
         Self { cluster, max_batch, retention, warned: Arc::default(), told_right: Arc::default() }
     }
 
-    /// Makes the topic ready, or says why it is not; gives its partition count. `rights` are looked at where gaps take them.
-    pub(crate) async fn prepare(&self, wanted: &Wanted, rights: Option<&MarkerRights>) -> Result<i32, TopicError> {
+    /// Makes the topic ready, or says why it is not; gives its partition count. Where `hold`, it keeps everything. `rights`
+    /// are looked at where gaps take them.
+    pub(crate) async fn prepare(
+        &self,
+        wanted: &Wanted,
+        hold: bool,
+        rights: Option<&MarkerRights>,
+    ) -> Result<i32, TopicError> {
         if let Some(rights) = rights {
             self.check_right(wanted, rights).await?;
         }
@@ -83,7 +89,7 @@ impl Topics {
                 0
             }
             Some(topic) => {
-                self.fit(wanted).await?;
+                self.fit(wanted, hold).await?;
                 count(&topic)
             }
         };
@@ -225,7 +231,7 @@ impl Topics {
     }
 
     /// Checks the configs of a topic that is there, and changes those that are the gateway's to see to.
-    async fn fit(&self, wanted: &Wanted) -> Result<(), TopicError> {
+    async fn fit(&self, wanted: &Wanted, hold: bool) -> Result<(), TopicError> {
         let Some(mut found) = self.configs(wanted, &configs::LOOKED_UP).await? else {
             return Ok(());
         };
@@ -235,7 +241,7 @@ impl Topics {
             found.retain(|(name, _)| name != "cleanup.policy");
         }
         configs::check_existing(wanted.topic.as_str(), &wanted.configs, &found).map_err(TopicError::Failed)?;
-        let changes = configs::before_appending(&wanted.configs, &found, self.retention.hold);
+        let changes = configs::before_appending(&wanted.configs, &found, hold);
         if let Err(error) = self.alter(wanted, changes).await? {
             self.warn_of_alter(wanted, &error);
         }

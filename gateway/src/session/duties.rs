@@ -3,7 +3,6 @@
 
 mod ledgers;
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -193,15 +192,20 @@ impl Duties {
     pub(super) fn prepare(&mut self, mirror: MirrorId, wanted: Wanted) {
         let Some(writing) = &self.writing else { return };
         let (topics, rights) = (self.shared.topics.clone(), writing.rights.clone());
-        let events = self.events.clone();
-        match self.kept.entry(mirror) {
-            Entry::Occupied(mut kept) => kept.get_mut().prepared_anew(wanted.clone()),
-            Entry::Vacant(place) => drop(place.insert(Kept::new(wanted.clone()))),
-        }
+        let (events, now) = (self.events.clone(), Instant::now());
+        let kept = self.kept.entry(mirror).or_insert_with(|| {
+            let known = self.shared.take_kept(&self.link, &wanted.topic);
+            known.unwrap_or_else(|| Kept::new(wanted.clone(), now))
+        });
+        let hold = kept.prepared_anew(wanted.clone(), self.shared.settings.retention, now);
+        let turn = Arc::clone(&kept.turn);
         let work = async move {
             let mut backoff = FIRST_BACKOFF;
             loop {
-                let (input, done) = match topics.prepare(&wanted, rights.as_deref()).await {
+                let alone = turn.lock().await;
+                let prepared = topics.prepare(&wanted, hold, rights.as_deref()).await;
+                drop(alone);
+                let (input, done) = match prepared {
                     Ok(partitions) => (CloudInput::TopicReady { mirror, partitions }, true),
                     Err(TopicError::Failed(failure)) => (CloudInput::TopicFailed { mirror, failure }, true),
                     Err(TopicError::Unavailable(reason)) => (CloudInput::TopicUnavailable { mirror, reason }, false),
@@ -232,12 +236,13 @@ impl Duties {
                 .map(|partition| Some((partition.confirmed, partition.source_high_watermark?)))
                 .collect();
             if let Some(upkeep) = kept.observe(&places.unwrap_or_default(), retention, now) {
-                due.push((id, kept.wanted.clone(), upkeep));
+                due.push((id, kept.wanted.clone(), Arc::clone(&kept.turn), upkeep));
             }
         }
-        for (mirror, wanted, upkeep) in due {
+        for (mirror, wanted, turn, upkeep) in due {
             let topics = self.shared.topics.clone();
             self.spawn("upkeep", async move {
+                let _alone = turn.lock().await;
                 let result = topics.keep(&wanted, upkeep).await;
                 Event::Kept { mirror, upkeep, result }
             });
@@ -304,8 +309,11 @@ impl Duties {
         None
     }
 
-    /// The session is over: what it leaves at brokers is told to the next one.
-    pub(super) fn leave(&self) {
+    /// The session is over: what it leaves at brokers, and what it knows of mirror topics, is told to the next one.
+    pub(super) fn leave(&mut self) {
+        for kept in std::mem::take(&mut self.kept).into_values() {
+            self.shared.leave_kept(&self.link, kept);
+        }
         let out = |place: &Outstanding| {
             let mut wishes = place.tickets.values().filter_map(|asked| asked.markers.as_ref());
             place.late.values().any(|late| *late != Late::Answered) || wishes.any(Wish::is_out)

@@ -1,12 +1,14 @@
 //! When the configs of a mirror topic change: its clean-up policy once the first pass is done, its retention while the
 //! mirror keeps up and while it does not. Pure: the session tells how far the mirror is, and does what comes out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tombolo_proto::id::Offset;
 
-use super::{Wanted, configs};
+use super::Wanted;
 use crate::settings::RetentionSettings;
 
 /// A mirror that was behind for less is said to keep up: it is looked at once a second, and agents tell where the source
@@ -26,15 +28,19 @@ pub(crate) enum Upkeep {
     Hold,
 }
 
-/// One mirror topic in a session, which begins with its retention held.
+/// What is known of a mirror topic, as long as the process lives: sessions come and go.
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) wanted: Wanted,
+    /// One at a time changes its configs.
+    pub(crate) turn: Arc<Mutex<()>>,
     pace: Pace,
     policy: Policy,
-    released: bool,
-    /// What is being done.
-    busy: Option<Upkeep>,
+    retention: Retention,
+    /// Since when the policy is that of the first pass.
+    began: Instant,
+    /// What is being done, and since when.
+    busy: Option<(Upkeep, Instant)>,
     not_before: Option<Instant>,
 }
 
@@ -45,6 +51,14 @@ enum Policy {
     AsSource,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retention {
+    Held,
+    /// It was the source's when it was last looked at: others may have changed it, or are about to.
+    Unsure,
+    AsSource,
+}
+
 /// How far behind a mirror is, in time.
 #[derive(Debug, Default)]
 struct Pace {
@@ -52,29 +66,42 @@ struct Pace {
     target: Option<(Instant, Vec<Offset>)>,
     /// The last such time at which the source had nothing that the mirror lacks by now.
     caught_up: Option<Instant>,
-    /// Since when it keeps up.
+    /// Since when it was never behind by more than is allowed.
     steady: Option<Instant>,
 }
 
 impl Kept {
-    pub(crate) fn new(wanted: Wanted) -> Self {
+    pub(crate) fn new(wanted: Wanted, now: Instant) -> Self {
         Self {
             wanted,
+            turn: Arc::default(),
             pace: Pace::default(),
             policy: Policy::OfFirstPass,
-            released: false,
+            retention: Retention::Held,
+            began: now,
             busy: None,
             not_before: None,
         }
     }
 
-    /// The source topic was described anew, and the mirror topic made ready, its retention held.
-    pub(crate) fn prepared_anew(&mut self, wanted: Wanted) {
-        if configs::policy(&wanted.configs) != configs::policy(&self.wanted.configs) {
-            self.policy = Policy::OfFirstPass;
-        }
+    /// The source topic was described anew, perhaps in another session, and the mirror topic is about to be made ready.
+    /// Returns whether its retention is to be held for that: unless it is known to be behind by little only.
+    pub(crate) fn prepared_anew(&mut self, wanted: Wanted, retention: RetentionSettings, now: Instant) -> bool {
+        let near = self.pace.caught_up.is_some_and(|at| now - at <= allowed(retention));
+        let hold = retention.hold && (self.retention == Retention::Held || !near);
+        self.retention = if hold { Retention::Held } else { Retention::Unsure };
         self.wanted = wanted;
-        self.released = false;
+        self.policy = Policy::OfFirstPass;
+        self.began = now;
+        hold
+    }
+
+    /// The session ends: what it was doing may be done, or not.
+    pub(crate) fn left(&mut self) {
+        if self.busy.take().is_some() {
+            self.retention = Retention::Held;
+        }
+        self.not_before = None;
     }
 
     /// Takes the offset confirmed and the source's end of each partition; says what is to be done now.
@@ -84,41 +111,51 @@ impl Kept {
         retention: RetentionSettings,
         now: Instant,
     ) -> Option<Upkeep> {
-        self.pace.observe(places, now);
+        self.pace.observe(places, allowed(retention), now);
         if self.busy.is_some() || self.not_before.is_some_and(|at| now < at) {
             return None;
         }
         let caught_up = self.pace.caught_up?;
-        let kept_up = self.pace.steady.is_some_and(|since| now - since >= retention.grace);
-        self.busy = if self.policy == Policy::OfFirstPass {
-            Some(Upkeep::Policy)
-        } else if retention.hold && !self.released && kept_up {
+        let kept_up = now - caught_up <= FRESH && self.pace.steady.is_some_and(|since| now - since >= retention.grace);
+        let upkeep = if self.policy == Policy::OfFirstPass {
+            (caught_up >= self.began).then_some(Upkeep::Policy)
+        } else if retention.hold && self.retention != Retention::AsSource && kept_up {
             Some(Upkeep::Release)
-        } else if retention.hold && self.released && now - caught_up > retention.grace.max(FRESH) {
-            Some(Upkeep::Hold)
         } else {
             None
         };
-        self.busy
+        let behind = retention.hold && self.retention != Retention::Held && now - caught_up > allowed(retention);
+        self.busy = upkeep.or_else(|| behind.then_some(Upkeep::Hold)).map(|upkeep| (upkeep, now));
+        self.busy.map(|(upkeep, _)| upkeep)
     }
 
     /// What was to be done is done, or could not be.
     pub(crate) fn done(&mut self, upkeep: Upkeep, good: bool, now: Instant) {
-        self.busy = None;
+        let Some((_, since)) = self.busy.take() else { return };
         if !good {
             self.not_before = Some(now + RETRY);
             return;
         }
         match upkeep {
+            // The topic was made ready again meanwhile.
+            Upkeep::Policy | Upkeep::Release if since < self.began => {}
             Upkeep::Policy => self.policy = Policy::AsSource,
-            Upkeep::Release => self.released = true,
-            Upkeep::Hold => self.released = false,
+            Upkeep::Release => self.retention = Retention::AsSource,
+            Upkeep::Hold => self.retention = Retention::Held,
         }
     }
 }
 
+/// By how much a mirror may be behind and keeps up all the same.
+fn allowed(retention: RetentionSettings) -> Duration {
+    retention.grace.max(FRESH)
+}
+
 impl Pace {
-    fn observe(&mut self, places: &[(Offset, Offset)], now: Instant) {
+    fn observe(&mut self, places: &[(Offset, Offset)], allowed: Duration, now: Instant) {
+        if self.caught_up.is_some_and(|at| now - at > allowed) {
+            self.steady = None;
+        }
         if let Some((at, ends)) = &self.target {
             let reached = ends.len() == places.len() && ends.iter().zip(places).all(|(end, place)| place.0 >= *end);
             if reached {
@@ -132,9 +169,6 @@ impl Pace {
         if self.target.is_none() && !places.is_empty() {
             self.target = Some((now, places.iter().map(|place| place.1).collect()));
         }
-        if self.caught_up.is_none_or(|at| now - at > FRESH) {
-            self.steady = None;
-        }
     }
 }
 
@@ -146,8 +180,8 @@ mod tests {
 
     const RETENTION: RetentionSettings = RetentionSettings { hold: true, grace: Duration::from_mins(10) };
 
-    fn kept() -> Kept {
-        Kept::new(Wanted { topic: TopicName::new("t").unwrap(), partitions: 1, configs: Vec::new() })
+    fn kept(now: Instant) -> Kept {
+        Kept::new(Wanted { topic: TopicName::new("t").unwrap(), partitions: 1, configs: Vec::new() }, now)
     }
 
     /// A mirror under observation, a second after the other.
@@ -158,7 +192,15 @@ mod tests {
 
     impl Course {
         fn new() -> Self {
-            Self { kept: kept(), now: Instant::now() }
+            let now = Instant::now();
+            Self { kept: kept(now), now }
+        }
+
+        /// Another session takes the mirror on, after so many seconds without any; returns whether it holds the retention.
+        fn session(&mut self, seconds: u64) -> bool {
+            self.kept.left();
+            self.now += Duration::from_secs(seconds);
+            self.kept.prepared_anew(self.kept.wanted.clone(), RETENTION, self.now)
         }
 
         /// What is done, after so many seconds at these offsets.
@@ -182,12 +224,9 @@ mod tests {
         // The source goes on, but what it had is there.
         assert_eq!(course.run(1, 10, 20), [Upkeep::Policy]);
         assert_eq!(course.run(100, 20, 20), []);
-        let mut other = course.kept.wanted.clone();
-        other
-            .configs
-            .push(tombolo_proto::wire::TopicConfig { name: "cleanup.policy".to_owned(), value: "compact".to_owned() });
-        course.kept.prepared_anew(other);
-        assert_eq!(course.run(2, 20, 20), [Upkeep::Policy], "it has another");
+        assert!(course.session(1));
+        assert_eq!(course.run(10, 20, 30), [], "it may have another");
+        assert_eq!(course.run(2, 30, 30), [Upkeep::Policy]);
     }
 
     #[test]
@@ -199,9 +238,48 @@ mod tests {
         assert_eq!(course.run(200, 15, 20), [Upkeep::Hold]);
         assert_eq!(course.run(500, 20, 20), [], "it has to keep up anew");
         assert_eq!(course.run(200, 20, 20), [Upkeep::Release]);
-        let wanted = course.kept.wanted.clone();
-        course.kept.prepared_anew(wanted);
-        assert_eq!(course.run(1, 20, 20), [Upkeep::Release], "it was held anew though it kept up");
+    }
+
+    #[test]
+    fn retention_is_given_back_on_a_link_that_breaks_more_often_than_the_grace() {
+        let mut course = Course::new();
+        assert!(course.session(0), "nothing is known of it");
+        assert_eq!(course.run(60, 10, 10), [Upkeep::Policy]);
+        let (mut done, mut held) = (Vec::new(), Vec::new());
+        for _ in 0..5 {
+            held.push(course.session(240));
+            // What came meanwhile takes a while.
+            done.extend(course.run(30, 10, 20));
+            done.extend(course.run(30, 20, 20));
+        }
+        assert_eq!(held, [true, true, false, false, false]);
+        let (policy, release) = (Upkeep::Policy, Upkeep::Release);
+        // What others may have done to the topic is seen to in every session.
+        let later = [policy, release].repeat(4);
+        assert_eq!(done, [&[policy], &later[..]].concat());
+        assert!(course.session(601), "it is behind by more than the grace");
+        assert_eq!(course.run(500, 20, 20), [policy], "it has to keep up anew");
+        assert!(course.session(60));
+        assert_eq!(course.run(100, 20, 20), [policy, release]);
+    }
+
+    #[test]
+    fn a_session_that_falls_behind_holds_what_an_earlier_one_gave_back() {
+        let mut course = Course::new();
+        assert_eq!(course.run(700, 10, 10), [Upkeep::Policy, Upkeep::Release]);
+        assert!(!course.session(300));
+        assert_eq!(course.run(299, 10, 20), [], "a backlog of minutes");
+        assert_eq!(course.run(10, 10, 20), [Upkeep::Hold]);
+    }
+
+    #[test]
+    fn what_a_session_left_half_done_is_done_anew() {
+        let mut course = Course::new();
+        assert_eq!(course.run(600, 10, 10), [Upkeep::Policy]);
+        course.now += Duration::from_secs(5);
+        assert_eq!(course.kept.observe(&[(10, 10)], RETENTION, course.now), Some(Upkeep::Release));
+        assert!(course.session(1), "it may have been given back, or not");
+        assert_eq!(course.run(3, 10, 10), [Upkeep::Policy, Upkeep::Release]);
     }
 
     #[test]
