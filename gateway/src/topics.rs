@@ -37,11 +37,13 @@ pub(crate) struct Wanted {
 }
 
 /// Why a mirror topic is not ready.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum TopicError {
     /// Try again later.
+    #[error("{0}")]
     Unavailable(String),
     /// The mirror is FAILED.
+    #[error("{0}")]
     Failed(Failure),
 }
 
@@ -250,10 +252,7 @@ impl Topics {
 
     /// Brings configs of a mirror topic where they are to be. An error is for people.
     pub(crate) async fn keep(&self, wanted: &Wanted, upkeep: Upkeep) -> Result<(), String> {
-        let reason = |error: TopicError| match error {
-            TopicError::Unavailable(reason) => reason,
-            TopicError::Failed(failure) => failure.to_string(),
-        };
+        let reason = |error: TopicError| error.to_string();
         let Some(found) = self.configs(wanted, &configs::LOOKED_UP).await.map_err(reason)? else {
             return Ok(());
         };
@@ -271,6 +270,17 @@ impl Topics {
             }
         }
         Ok(())
+    }
+
+    /// Has a topic that may be compacted already take filler: some partition has still to start.
+    pub(crate) async fn take_filler(&self, wanted: &Wanted) -> Result<(), TopicError> {
+        let Some(found) = self.configs(wanted, &configs::LOOKED_UP).await? else {
+            return Ok(());
+        };
+        let Some(changes) = configs::before_filler(&found, self.retention.hold) else {
+            return Err(by_hand(wanted, "retention.hold is off, so the gateway does not change its cleanup.policy"));
+        };
+        self.alter(wanted, changes).await?.map_err(|refusal| by_hand(wanted, &refusal))
     }
 
     /// Changes configs; gives the refusal, which asking again would not change.
@@ -367,6 +377,17 @@ fn shown(change: &ConfigChange) -> String {
 
 fn count(topic: &Topic) -> i32 {
     i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX)
+}
+
+/// A partition of a compacted topic must start above 0, and somebody else has to see to it.
+fn by_hand(wanted: &Wanted, reason: &str) -> TopicError {
+    let topic = &wanted.topic;
+    refused(format!(
+        "a partition of mirror topic {topic} holds nothing and has to start where its source does, which takes \
+         cleanup.policy=delete until it has: {reason}. Set it by hand, without a limit to what is kept, then pause and resume \
+         the mirror: kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config \
+         cleanup.policy=delete,retention.ms=-1,retention.bytes=-1"
+    ))
 }
 
 fn refused(detail: String) -> TopicError {

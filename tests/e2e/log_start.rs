@@ -90,6 +90,70 @@ async fn a_log_that_starts_at_two_hundred_million_is_mirrored_there_though_the_g
     tell("a log that starts far above 0, gateway killed half way", seen.records, start);
 }
 
+async fn wait_for_policy(cloud: &KafkaCluster, topic: &str, wanted: &str) {
+    until(&format!("{topic} has cleanup.policy={wanted}"), DEADLINE, async || {
+        let seen = cloud.topic_configs(topic).await.remove("cleanup.policy");
+        if seen.as_deref() == Some(wanted) { Ok(()) } else { Err(seen) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_partition_of_a_mirror_that_is_compacted_already_starts_where_its_source_does() {
+    const RECORDS: u64 = 100;
+    let _turn = Turn::shared().await;
+    let pair = shared_pair().await;
+    let (thinned, both) = (unique_name("grown-compacted"), unique_name("grown-both"));
+    for (topic, policy) in [(&thinned, "compact"), (&both, "compact,delete")] {
+        pair.source.create_topic(topic, 1, 1, &[("cleanup.policy", policy)]).await;
+    }
+    let config = pair.source.client_config();
+    let keyed = |partitions| Workload::new().topic(&thinned, partitions).topic(&both, partitions).shape(Shape::Keyed);
+    keyed(1).produce(&config, 2 * RECORDS).await;
+    let start = Instant::now();
+    let topics = [thinned.as_str(), both.as_str()];
+    let spec = RigSpec::new(&topics).impatient().gateway("retention.hold", false);
+    let mut rig = Rig::start(&pair.source, &pair.cloud, spec.clone()).await;
+    wait_until_mirrored(&pair.source, &pair.cloud, &topics, DEADLINE).await;
+    wait_for_policy(&pair.cloud, &thinned, "compact").await;
+    wait_for_policy(&pair.cloud, &both, "compact,delete").await;
+
+    // A new partition has lost its beginning before the agent sees it.
+    assert!(rig.agent.terminate(Duration::from_secs(20)).await.success());
+    for topic in topics {
+        pair.source.grow_topic(topic, 2).await;
+    }
+    keyed(2).produce(&config, 4 * RECORDS).await;
+    pair.source.alter_topic(&thinned, &[("cleanup.policy", "delete")]).await;
+    for topic in topics {
+        pair.source.delete_records(topic, 1, 37).await;
+    }
+    pair.source.alter_topic(&thinned, &[("cleanup.policy", "compact")]).await;
+
+    // Who may not hold the retention must not change the policy either.
+    rig.gateway.allow("mirror FAILED");
+    rig.agent.allow("mirror FAILED");
+    rig.agent.allow("cannot be read on in the dark");
+    restart(&mut rig.agent).await;
+    for topic in topics {
+        let shown = wait_for_state(&rig.gateway, topic, "FAILED").await;
+        assert_eq!(shown["mirror_topic_error"], "CLOUD_REFUSED", "{shown}");
+        let detail = shown["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains("kafka-configs.sh --alter") && detail.contains("retention.hold is off"), "{detail}");
+    }
+    let settings = rig.gateway_settings(&spec.gateway("retention.hold", true));
+    rig.gateway.reconfigure(&settings);
+    restart(&mut rig.gateway).await;
+    wait_until_mirrored(&pair.source, &pair.cloud, &topics, DEADLINE).await;
+    let seen = await_equal_with_gaps(&pair.source, &pair.cloud, &topics, rig.producer_id(), DEADLINE).await;
+    assert_eq!(seen, Seen { records: 6 * RECORDS - 2 * 37, aborted: 0 });
+    for (topic, policy) in [(&thinned, "compact"), (&both, "compact,delete")] {
+        assert_eq!(pair.cloud.log_range(topic, 1).await.map(|(first, _)| first), Ok(37), "filler is left in {topic}");
+        wait_for_policy(&pair.cloud, topic, policy).await;
+    }
+    tell("a new partition of compacted mirrors that starts at 37", seen.records, start);
+}
+
 async fn wait_until_beyond(cloud: &KafkaCluster, topic: &str, offset: i64) -> i64 {
     let deadline = DEADLINE.max(Duration::from_secs((offset / LEAST_SPEED).unsigned_abs()));
     until(&format!("the mirror is longer than {offset}"), deadline, async || {

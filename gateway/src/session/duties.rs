@@ -326,7 +326,14 @@ impl Duties {
     /// What an answer means to the half-protocol.
     pub(super) fn settle(&mut self, event: Event) -> Vec<CloudInput> {
         match event {
-            Event::Input(input) => vec![input],
+            Event::Input(input) => {
+                if let CloudInput::FastForwarded { mirror, .. } = &input
+                    && let Some(kept) = self.kept.get_mut(mirror)
+                {
+                    kept.started(Instant::now());
+                }
+                vec![input]
+            }
             Event::Claimed { claim, credit } => vec![self.claimed(claim, credit)],
             Event::Found { mirror, partition, attempt, result } => {
                 vec![self.found((mirror, partition), attempt, result)]

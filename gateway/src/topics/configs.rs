@@ -171,6 +171,15 @@ pub(super) fn before_appending(source: &[TopicConfig], configs: &Found, hold: bo
     changes
 }
 
+/// What a topic changes, all at once, to take filler, which has no keys and is deleted. `None` where it would have to keep
+/// to a retention that is not the gateway's to hold: records that were compacted only would go.
+pub(super) fn before_filler(configs: &Found, hold: bool) -> Option<Vec<ConfigChange>> {
+    if !found(configs, "cleanup.policy").is_some_and(is_compacted) {
+        return Some(Vec::new());
+    }
+    hold.then(|| [set("cleanup.policy", DELETE)].into_iter().chain(held(configs)).collect())
+}
+
 /// No limit to what the topic keeps.
 pub(super) fn held(configs: &Found) -> Vec<ConfigChange> {
     let limited = |name: &&&str| found(configs, name).is_some_and(|value| value != UNLIMITED);
@@ -281,6 +290,19 @@ mod tests {
         let compact = there(&[("cleanup.policy", "compact")]);
         assert_eq!(misfit_policy(&[], &compact), Some(set("cleanup.policy", "delete")), "the source's was changed");
         assert_eq!(misfit_policy(&source(&[("cleanup.policy", "compact")]), &compact), None);
+    }
+
+    #[test]
+    fn a_compacted_topic_takes_filler_with_its_retention_held() {
+        for policy in ["compact", "compact,delete"] {
+            let compacted = there(&[("cleanup.policy", policy), ("retention.ms", "1000"), ("retention.bytes", "-1")]);
+            let changes = [set("cleanup.policy", "delete"), set("retention.ms", "-1")];
+            assert_eq!(before_filler(&compacted, true), Some(changes.to_vec()));
+            assert_eq!(before_filler(&compacted, false), None, "all of it might be deleted");
+        }
+        let plain = there(&[("cleanup.policy", "delete"), ("retention.ms", "1000")]);
+        assert_eq!(before_filler(&plain, false), Some(Vec::new()));
+        assert_eq!(before_filler(&Vec::new(), true), Some(Vec::new()), "nobody tells");
     }
 
     #[test]

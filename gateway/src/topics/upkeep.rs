@@ -39,6 +39,8 @@ pub(crate) struct Kept {
     retention: Retention,
     /// Since when the policy is that of the first pass.
     began: Instant,
+    /// Partitions that are being made to start.
+    starting: usize,
     /// What is being done, and since when.
     busy: Option<(Upkeep, Instant)>,
     not_before: Option<Instant>,
@@ -79,6 +81,7 @@ impl Kept {
             policy: Policy::OfFirstPass,
             retention: Retention::Held,
             began: now,
+            starting: 0,
             busy: None,
             not_before: None,
         }
@@ -91,8 +94,7 @@ impl Kept {
         let hold = retention.hold && (self.retention == Retention::Held || !near);
         self.retention = if hold { Retention::Held } else { Retention::Unsure };
         self.wanted = wanted;
-        self.policy = Policy::OfFirstPass;
-        self.began = now;
+        self.pass_begins(now);
         hold
     }
 
@@ -101,7 +103,28 @@ impl Kept {
         if self.busy.take().is_some() {
             self.retention = Retention::Held;
         }
+        self.starting = 0;
         self.not_before = None;
+    }
+
+    /// A partition is to be filled, for which the topic gets the policy of the first pass.
+    pub(crate) fn starts(&mut self, now: Instant) {
+        self.starting += 1;
+        self.pass_begins(now);
+    }
+
+    /// It was filled, or could not be.
+    pub(crate) fn started(&mut self, now: Instant) {
+        self.starting = self.starting.saturating_sub(1);
+        self.pass_begins(now);
+    }
+
+    fn pass_begins(&mut self, now: Instant) {
+        self.policy = Policy::OfFirstPass;
+        if self.retention == Retention::AsSource {
+            self.retention = Retention::Unsure;
+        }
+        self.began = now;
     }
 
     /// Takes the offset confirmed and the source's end of each partition; says what is to be done now.
@@ -112,7 +135,7 @@ impl Kept {
         now: Instant,
     ) -> Option<Upkeep> {
         self.pace.observe(places, allowed(retention), now);
-        if self.busy.is_some() || self.not_before.is_some_and(|at| now < at) {
+        if self.starting > 0 || self.busy.is_some() || self.not_before.is_some_and(|at| now < at) {
             return None;
         }
         let caught_up = self.pace.caught_up?;
@@ -270,6 +293,18 @@ mod tests {
         assert!(!course.session(300));
         assert_eq!(course.run(299, 10, 20), [], "a backlog of minutes");
         assert_eq!(course.run(10, 10, 20), [Upkeep::Hold]);
+    }
+
+    #[test]
+    fn the_policy_of_the_first_pass_stays_while_a_partition_is_filled() {
+        let mut course = Course::new();
+        assert_eq!(course.run(700, 10, 10), [Upkeep::Policy, Upkeep::Release]);
+        course.kept.starts(course.now);
+        assert_eq!(course.run(50, 10, 10), []);
+        course.now += Duration::from_secs(1);
+        course.kept.started(course.now);
+        assert_eq!(course.run(9, 10, 20), [], "it holds nothing of its source yet");
+        assert_eq!(course.run(10, 20, 20), [Upkeep::Policy, Upkeep::Release]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::time::Instant;
 use tombolo_proto::cloud::CloudInput;
 use tombolo_proto::id::{MirrorId, Offset, Partition, TopicName};
 
@@ -11,6 +12,7 @@ use super::{Duties, Event, Writing};
 use crate::fast_forward;
 use crate::recover::{self, Place};
 use crate::registry::{LedgerEntry, LedgerKey, LedgerKind};
+use crate::topics::TopicError;
 
 /// Reasons, for people.
 const SOURCE_STARTS: &str = "the source's log starts here";
@@ -19,14 +21,17 @@ const DELETED_AT_SOURCE: &str = "the source deleted them before they were mirror
 impl Duties {
     /// Makes a mirror start, once the registry says that it does.
     pub(in crate::session) fn fast_forward(
-        &self,
+        &mut self,
         mirror: MirrorId,
         topic: TopicName,
         partition: Partition,
         ticket: u64,
         stretch: Range<Offset>,
     ) {
-        let Some(writing) = &self.writing else { return };
+        let (Some(writing), Some(kept)) = (&self.writing, self.kept.get_mut(&mirror)) else { return };
+        kept.starts(Instant::now());
+        let (wanted, turn) = (kept.wanted.clone(), Arc::clone(&kept.turn));
+        let (topics, events) = (self.shared.topics.clone(), self.events.clone());
         let (cloud, slots) = (writing.cloud.clone(), Arc::clone(&self.starts));
         let note = self.note(writing, &topic, partition, LedgerKind::Start, 0..stretch.end, SOURCE_STARTS);
         let place = self.place(topic, partition);
@@ -35,6 +40,17 @@ impl Duties {
             let _slot = slots.acquire_owned().await;
             let work = async {
                 note.await?;
+                let alone = turn.lock().await;
+                let ready = topics.take_filler(&wanted).await;
+                drop(alone);
+                if let Err(error) = ready {
+                    let reason = error.to_string();
+                    if let TopicError::Failed(failure) = error {
+                        // Nobody to hear it means that the session is over.
+                        drop(events.send(Event::Input(CloudInput::TopicFailed { mirror, failure })).await);
+                    }
+                    return Err(reason);
+                }
                 let Range { start, end } = stretch;
                 let done = fast_forward::fast_forward(&cloud, &place, timeout, start, end).await;
                 done.map_err(|error| error.to_string())
