@@ -1,12 +1,16 @@
 //! What a gateway without the right to write markers can do, and what it cannot.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use tombolo_kafka::admin::{self, TransactionalProducer};
+use tombolo_kafka::{Connection, KafkaError};
 use tombolo_tests::broker::{ClusterOperation, ClusterSpec, KafkaCluster, USER, shared_pair, unique_name};
 use tombolo_tests::compare::{Seen, await_equal_with_gaps, consumers_equal, wait_until_mirrored};
 use tombolo_tests::producer::{Shape, Workload};
 use tombolo_tests::rig::{Rig, RigSpec};
 use tombolo_tests::transactions::Transactions;
+use tombolo_tests::wait::until;
 
 use crate::course::{DEADLINE, Turn, assert_equal, tell, wait_for_state, wait_until_active};
 
@@ -97,4 +101,71 @@ async fn empty_transactions_skip_where_markers_are_not_allowed() {
     let seen = consumers_equal(source, &cloud, &[&topic]).await;
     assert_eq!(seen, Seen { records: 2 * RECORDS + written.committed, aborted: written.aborted });
     tell("gaps skipped by empty transactions", seen.records, start);
+}
+
+/// A transactional producer whose transactions hold nothing.
+struct Empty {
+    coordinator: Connection,
+    producer: TransactionalProducer,
+    partition: (Arc<str>, i32),
+}
+
+impl Empty {
+    async fn become_producer(cluster: &KafkaCluster, id: &str, topic: &str) -> Self {
+        let (client, id): (_, Arc<str>) = (cluster.raw_client(), id.into());
+        let (coordinator, producer) = until(&format!("{id} has a producer"), DEADLINE, async || {
+            let broker = admin::find_coordinator(&client.controller().await?, &id).await?;
+            let coordinator = client.connect(broker).await?;
+            let producer = admin::init_producer_id(&coordinator, &id, Duration::from_mins(1)).await?;
+            Ok::<_, KafkaError>((coordinator, producer))
+        })
+        .await;
+        Self { coordinator, producer, partition: (topic.into(), 0) }
+    }
+
+    async fn begin(&self) {
+        until("the transaction is open", DEADLINE, async || {
+            let partitions = [self.partition.clone()];
+            let answers = admin::add_partitions_to_txn(&self.coordinator, &self.producer, &partitions).await;
+            answers.map_err(|error| error.to_string())?.remove(0).result.map_err(|code| code.to_string())
+        })
+        .await;
+    }
+
+    async fn end(&self) {
+        until("the transaction ends", DEADLINE, async || admin::end_txn(&self.coordinator, &self.producer).await).await;
+    }
+}
+
+#[tokio::test]
+async fn an_empty_transaction_that_a_killed_gateway_left_open_takes_the_offset_that_it_was_to_take() {
+    let _turn = Turn::apart().await;
+    let pair = shared_pair().await;
+    let topic = unique_name("left-open");
+    pair.source.create_topic(&topic, 1, 1, &[]).await;
+    let config = pair.source.client_config();
+    let plain = Workload::new().topic(&topic, 1);
+    plain.produce(&config, RECORDS).await;
+    let gap = Empty::become_producer(&pair.source, &unique_name("writer"), &topic).await;
+    gap.begin().await;
+    gap.end().await;
+
+    let start = Instant::now();
+    let spec = RigSpec::new(&[&topic]).impatient().link("skip", "transactions");
+    let mut rig = Rig::start(&pair.source, &pair.cloud, spec).await;
+    wait_until_mirrored(&pair.source, &pair.cloud, &[&topic], DEADLINE).await;
+
+    // The gateway is killed when it has opened a transaction for the next gap, and not ended it.
+    rig.gateway.kill();
+    let left = Empty::become_producer(&pair.cloud, &format!("tombolo-{}", rig.name), &topic).await;
+    left.begin().await;
+    gap.begin().await;
+    gap.end().await;
+    plain.produce(&config, RECORDS).await;
+    rig.gateway.restart();
+    rig.gateway.wait_ready().await;
+    wait_until_mirrored(&pair.source, &pair.cloud, &[&topic], DEADLINE).await;
+    let seen = consumers_equal(&pair.source, &pair.cloud, &[&topic]).await;
+    assert_eq!(seen, Seen { records: 2 * RECORDS, aborted: 0 });
+    tell("a transaction left open by a gateway that was killed", seen.records, start);
 }

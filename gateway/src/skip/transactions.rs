@@ -33,6 +33,8 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 const MARKER_DEADLINE: Duration = Duration::from_secs(10);
 /// Transactions before the stretches' progress is told.
 const ROUNDS: i64 = 50;
+/// What gives the right to write, for the operator.
+const ACL_COMMAND: &str = "kafka-acls.sh --add --allow-principal User:NAME-OF-THE-GATEWAY --operation Write";
 
 /// What it works with.
 #[derive(Debug, Clone)]
@@ -62,7 +64,18 @@ enum TransactionError {
     #[error("the session may not write: {0}")]
     Lease(#[from] tombolo_proto::lease::LeaseError),
     #[error("{0}")]
-    Partition(ErrorCode),
+    Coordinator(ErrorCode),
+    /// No transaction was begun, for these partitions alone.
+    #[error("not for {} partitions", .0.len())]
+    Partitions(Vec<Faulty>),
+}
+
+/// A partition that no transaction may take in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Faulty {
+    topic: Arc<str>,
+    partition: i32,
+    code: ErrorCode,
 }
 
 impl Queue {
@@ -130,7 +143,8 @@ impl Transactions {
             }
         }
         let rounds = open.iter().map(|stretch| stretch.count).max().unwrap_or(0).min(ROUNDS);
-        for round in 0..rounds {
+        let mut round = 0;
+        while round < rounds {
             let wanting: Vec<_> = open
                 .iter()
                 .filter(|stretch| stretch.count > round && stretch.wish.is_sent())
@@ -139,12 +153,17 @@ impl Transactions {
             if wanting.is_empty() {
                 break;
             }
-            if let Err(error) = self.transaction(coordinator.as_ref(), &wanting).await {
-                // Aborts what is open, before anybody looks at the logs again.
-                *coordinator = self.coordinator().await.ok();
-                let outcome = of_error(&error, &self.link);
-                outcomes.extend(open.into_iter().map(|stretch| (stretch, outcome.clone())));
-                return outcomes;
+            match self.transaction(coordinator.as_ref(), &wanting).await {
+                Ok(()) => round += 1,
+                // The others go on without them.
+                Err(TransactionError::Partitions(faulty)) => outcomes.extend(set_apart(&mut open, &faulty)),
+                Err(error) => {
+                    // Aborts what is open, before anybody looks at the logs again.
+                    *coordinator = self.coordinator().await.ok();
+                    let outcome = of_error(&error, &self.link);
+                    outcomes.extend(open.into_iter().map(|stretch| (stretch, outcome.clone())));
+                    return outcomes;
+                }
             }
         }
         for stretch in open {
@@ -175,7 +194,7 @@ impl Transactions {
         partitions: &[(Arc<str>, i32)],
     ) -> Result<(), TransactionError> {
         let Some(Coordinator { connection, producer }) = coordinator else {
-            return Err(TransactionError::Partition(ErrorCode::COORDINATOR_NOT_AVAILABLE));
+            return Err(TransactionError::Coordinator(ErrorCode::COORDINATOR_NOT_AVAILABLE));
         };
         let patience = Patience::begin();
         loop {
@@ -202,7 +221,7 @@ impl Transactions {
             let found = match self.find().await {
                 // It has not heard of it yet.
                 Err(error) if code_of(&error) == Some(ErrorCode::NOT_COORDINATOR) => {
-                    Err(TransactionError::Partition(ErrorCode::COORDINATOR_NOT_AVAILABLE))
+                    Err(TransactionError::Coordinator(ErrorCode::COORDINATOR_NOT_AVAILABLE))
                 }
                 found => found,
             };
@@ -267,16 +286,44 @@ impl Patience {
 
 /// Whether a transaction is open in all partitions. That one was not attempted is another's fault.
 fn all_open(answers: Vec<TransactionAnswer>) -> Result<(), TransactionError> {
-    let codes: Vec<ErrorCode> = answers.into_iter().filter_map(|answer| answer.result.err()).collect();
+    // Codes of one partition (`KafkaApis.handleAddPartitionsToTxnRequest`); all others are the coordinator's.
+    let own = [ErrorCode::TOPIC_AUTHORIZATION_FAILED, ErrorCode::UNKNOWN_TOPIC_OR_PARTITION];
+    let (mut faulty, mut codes) = (Vec::new(), Vec::new());
+    for TransactionAnswer { topic, partition, result } in answers {
+        match result {
+            Ok(()) => {}
+            Err(code) if own.contains(&code) => faulty.push(Faulty { topic, partition, code }),
+            Err(code) => codes.push(code),
+        }
+    }
+    if !faulty.is_empty() {
+        return Err(TransactionError::Partitions(faulty));
+    }
     let fault = codes.iter().find(|code| **code != ErrorCode::OPERATION_NOT_ATTEMPTED);
-    fault.or_else(|| codes.first()).map_or(Ok(()), |code| Err(TransactionError::Partition(*code)))
+    fault.or_else(|| codes.first()).map_or(Ok(()), |code| Err(TransactionError::Coordinator(*code)))
+}
+
+/// Takes the stretches of these partitions out, each with what it means for its mirror.
+fn set_apart(open: &mut Vec<Stretch>, faulty: &[Faulty]) -> Vec<(Stretch, SkipOutcome)> {
+    let mut apart = Vec::new();
+    for Faulty { topic, partition, code } in faulty {
+        let reason = format!("an empty transaction: {topic}[{partition}]: {code}");
+        let outcome = if *code == ErrorCode::TOPIC_AUTHORIZATION_FAILED {
+            SkipOutcome::Refused { reason: format!("{reason}: {ACL_COMMAND} --topic {topic}") }
+        } else {
+            SkipOutcome::Doubt { reason }
+        };
+        let of_it = |stretch: &mut Stretch| stretch.topic.as_str() == &**topic && stretch.partition == *partition;
+        apart.extend(open.extract_if(.., of_it).map(|stretch| (stretch, outcome.clone())));
+    }
+    apart
 }
 
 fn code_of(error: &TransactionError) -> Option<ErrorCode> {
     match error {
         TransactionError::Kafka(error) => error.error_code(),
-        TransactionError::Partition(code) => Some(*code),
-        TransactionError::Note(_) | TransactionError::Lease(_) => None,
+        TransactionError::Coordinator(code) => Some(*code),
+        TransactionError::Note(_) | TransactionError::Lease(_) | TransactionError::Partitions(_) => None,
     }
 }
 
@@ -294,13 +341,11 @@ fn is_not_yet(error: &TransactionError) -> bool {
 fn of_error(error: &TransactionError, link: &LinkName) -> SkipOutcome {
     let mut reason = format!("an empty transaction: {error}");
     if code_of(error) == Some(ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED) {
-        let command = "kafka-acls.sh --add --allow-principal User:NAME-OF-THE-GATEWAY --operation Write";
-        reason = format!("{reason}: {command} --transactional-id tombolo-{link}");
+        reason = format!("{reason}: {ACL_COMMAND} --transactional-id tombolo-{link}");
     }
-    let refused = [ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED, ErrorCode::TOPIC_AUTHORIZATION_FAILED];
     let unsupported =
         matches!(error, TransactionError::Kafka(error) if matches!(error.kind(), KafkaErrorKind::Unsupported { .. }));
-    if unsupported || code_of(error).is_some_and(|code| refused.contains(&code)) {
+    if unsupported || code_of(error) == Some(ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED) {
         SkipOutcome::Refused { reason }
     } else {
         SkipOutcome::Doubt { reason }
@@ -313,7 +358,7 @@ mod tests {
 
     #[test]
     fn what_is_not_ready_is_waited_for_and_the_rest_is_doubted_or_final() {
-        let (error, link) = (TransactionError::Partition, LinkName::new("ship-17").unwrap());
+        let (error, link) = (TransactionError::Coordinator, LinkName::new("ship-17").unwrap());
         assert!(is_not_yet(&error(ErrorCode::CONCURRENT_TRANSACTIONS)));
         for code in [ErrorCode::NOT_COORDINATOR, ErrorCode::PRODUCER_FENCED, ErrorCode::UNKNOWN_TOPIC_OR_PARTITION] {
             assert!(!is_not_yet(&error(code)), "{code}");
@@ -322,5 +367,41 @@ mod tests {
         let refused = of_error(&error(ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED), &link);
         let SkipOutcome::Refused { reason } = refused else { panic!("{refused:?}") };
         assert!(reason.ends_with("--operation Write --transactional-id tombolo-ship-17"), "{reason}");
+    }
+
+    #[test]
+    fn a_partition_that_may_not_be_written_to_is_no_fault_of_the_others() {
+        let answer =
+            |topic: &str, partition, code| TransactionAnswer { topic: topic.into(), partition, result: Err(code) };
+        let (denied, gone) = (ErrorCode::TOPIC_AUTHORIZATION_FAILED, ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);
+        let answers = vec![
+            answer("a", 0, ErrorCode::OPERATION_NOT_ATTEMPTED),
+            answer("b", 1, denied),
+            answer("c", 0, gone),
+            answer("a", 1, ErrorCode::OPERATION_NOT_ATTEMPTED),
+        ];
+        let Err(TransactionError::Partitions(faulty)) = all_open(answers) else { panic!("it was refused") };
+        let stretch = |topic: &str, partition| Stretch {
+            mirror: tombolo_proto::id::MirrorId(0),
+            partition,
+            ticket: 0,
+            topic: tombolo_proto::id::TopicName::new(topic).unwrap(),
+            leader: tombolo_kafka::cluster::Leader { broker: 1, epoch: 3 },
+            offset: 7,
+            count: 1,
+            wish: super::super::Wish::default(),
+        };
+        let mut open = vec![stretch("a", 0), stretch("b", 1), stretch("c", 0), stretch("a", 1)];
+        let apart = set_apart(&mut open, &faulty);
+        let left: Vec<_> = open.iter().map(|one| (one.topic.as_str(), one.partition)).collect();
+        assert_eq!(left, [("a", 0), ("a", 1)]);
+        let [(of_b, SkipOutcome::Refused { reason }), (of_c, SkipOutcome::Doubt { .. })] = &apart[..] else {
+            panic!("{apart:?}")
+        };
+        assert_eq!((of_b.topic.as_str(), of_c.topic.as_str()), ("b", "c"));
+        assert!(reason.ends_with("--operation Write --topic b"), "{reason}");
+        // The coordinator says the same of all.
+        let busy = vec![answer("a", 0, ErrorCode::CONCURRENT_TRANSACTIONS)];
+        assert!(is_not_yet(&all_open(busy).unwrap_err()));
     }
 }
