@@ -4,6 +4,7 @@
 
 mod brokers;
 mod daemons;
+mod java;
 mod lossy_link;
 mod records;
 mod transactions;

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
@@ -80,11 +80,36 @@ pub struct Program {
 impl Program {
     /// Starts `program` with `arguments` in `folder`; both output streams are appended to `log`.
     pub fn start(program: &Path, arguments: &[String], folder: &Path, log: &Path) -> Self {
-        let out = File::options().create(true).append(true).open(log).expect("the log file can be written");
+        let out = appended(log);
         let err = out.try_clone().expect("a file handle can be cloned");
+        Self::spawn(program, arguments, folder, |command| command.stdin(Stdio::null()).stdout(out).stderr(err))
+    }
+
+    /// Starts `program` to talk with; its standard error is appended to `log`.
+    pub(crate) fn start_piped(
+        program: &Path,
+        arguments: &[String],
+        folder: &Path,
+        log: &Path,
+    ) -> (Self, ChildStdin, ChildStdout) {
+        let err = appended(log);
+        let mut started = Self::spawn(program, arguments, folder, |command| {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(err)
+        });
+        let stdin = started.child.stdin.take().expect("its standard input is a pipe");
+        let stdout = started.child.stdout.take().expect("its standard output is a pipe");
+        (started, stdin, stdout)
+    }
+
+    fn spawn(
+        program: &Path,
+        arguments: &[String],
+        folder: &Path,
+        connect: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Self {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
-        command.current_dir(folder).stdin(Stdio::null()).stdout(out).stderr(err);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments).current_dir(folder);
+        connect(&mut command);
         let (answer, started) = sync_channel(1);
         STARTER.send(Order { command, answer }).expect("the starter thread lives as long as the process");
         match started.recv().expect("the starter thread answers every order") {
@@ -128,6 +153,10 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn appended(log: &Path) -> File {
+    File::options().create(true).append(true).open(log).expect("the log file can be written")
 }
 
 /// Whether the process with this id exists.

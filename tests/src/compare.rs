@@ -1,16 +1,17 @@
-//! The proof that two clusters hold the same: the product's raw compare, batch for batch, and a second opinion from
-//! rdkafka, record for record, which shares no code with the product.
+//! The proof that two clusters hold the same: the product's raw compare, batch for batch, and, record for record, a
+//! second opinion from librdkafka and a third from Kafka's own consumer, which share no code with the product.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message, Offset};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tombolo_kafka::compare::{CompareOptions, Comparison, Extent, LogPair, compare};
 
 use crate::broker::KafkaCluster;
 use crate::consumer::{Isolation, Reader, Record};
+use crate::java;
 use crate::wait::until;
 
 /// Waits until every mirror is as long as its source, which nobody may write to meanwhile, and panics unless both logs
@@ -96,19 +97,19 @@ async fn partitions(cluster: &KafkaCluster, topics: &[&str]) -> Vec<(String, i32
 }
 
 /// Reads the topics of both clusters from first to last offset and panics at the first difference in log start, log end,
-/// offset, key, value, headers or timestamp. Nobody may write meanwhile. Returns how many records were equal.
+/// offset, key, value, headers or timestamp, or at the first record that only readers of uncommitted ones see. Nobody may
+/// write meanwhile. Returns how many records were equal.
 pub async fn consumer_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics: &[&str]) -> u64 {
     let partitions = partitions(source, topics).await;
     assert_eq!(partitions, self::partitions(cloud, topics).await, "the clusters differ in partitions");
+    let third = java::Request::new(source, cloud, partitions.clone(), None);
     let (source, cloud) = (source.client_config(), cloud.client_config());
     let compared = spawn_blocking(move || {
         let (source, cloud) = (Reader::new(source, Isolation::Committed), Reader::new(cloud, Isolation::Committed));
-        partitions.iter().map(|(topic, partition)| same_records(&source, &cloud, topic, *partition)).sum()
+        let records = |(topic, partition): &(String, i32)| same_records(&source, &cloud, topic, *partition);
+        Seen { records: partitions.iter().map(records).sum(), aborted: 0 }
     });
-    match compared.await {
-        Ok(records) => records,
-        Err(failure) => std::panic::resume_unwind(failure.into_panic()),
-    }
+    agreed(compared, third).await.records
 }
 
 /// What consumers saw in a mirror and in its source.
@@ -126,6 +127,7 @@ pub async fn consumers_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics
     let partitions = partitions(source, topics).await;
     assert_eq!(partitions, self::partitions(cloud, topics).await, "the clusters differ in partitions");
     let consumers = Consumers::of(source, cloud);
+    let third = java::Request::new(source, cloud, partitions.clone(), None);
     let compared = spawn_blocking(move || {
         let mut seen = Seen::default();
         for (topic, partition) in &partitions {
@@ -135,10 +137,28 @@ pub async fn consumers_equal(source: &KafkaCluster, cloud: &KafkaCluster, topics
         }
         seen
     });
-    match compared.await {
+    agreed(compared, third).await
+}
+
+/// As [`consumers_equal`] says what the consumers in Java alone find: `Err` is the first difference.
+pub async fn java_consumers_equal(
+    source: &KafkaCluster,
+    cloud: &KafkaCluster,
+    topics: &[&str],
+) -> Result<Seen, String> {
+    let partitions = partitions(source, topics).await;
+    java::Request::new(source, cloud, partitions, None).compare().await
+}
+
+/// What librdkafka's consumers saw; those in Java must see as much.
+async fn agreed(compared: JoinHandle<Seen>, third: java::Request) -> Seen {
+    let seen = match compared.await {
         Ok(seen) => seen,
         Err(failure) => std::panic::resume_unwind(failure.into_panic()),
-    }
+    };
+    let confirmed = third.compare().await.unwrap_or_else(|difference| panic!("{difference}"));
+    assert_eq!(confirmed, seen, "the consumers in Java saw other numbers of records");
+    seen
 }
 
 /// As [`consumers_equal`], of one partition from this offset on: for logs that do not begin at the same one.
@@ -151,15 +171,13 @@ pub async fn consumers_equal_from(
 ) -> Seen {
     let consumers = Consumers::of(source, cloud);
     let topic = topic.to_owned();
+    let third = java::Request::new(source, cloud, vec![(topic.clone(), partition)], Some(offset));
     let compared = spawn_blocking(move || {
         let mut seen = Seen::default();
         consumers.compare(&topic, partition, offset, &mut seen);
         seen
     });
-    match compared.await {
-        Ok(seen) => seen,
-        Err(failure) => std::panic::resume_unwind(failure.into_panic()),
-    }
+    agreed(compared, third).await
 }
 
 /// Both logs at both isolation levels.

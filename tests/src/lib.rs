@@ -7,7 +7,8 @@
 //! - [`mirror_maker`]: what benchmarks compare tombolo with.
 //! - [`lossy_link`]: a UDP forwarder that delays, loses, reorders, duplicates, goes dark and changes addresses.
 //! - [`producer`]: what a site's applications write; [`transactions`]: the same in transactions.
-//! - [`compare`]: the proof that source and cloud hold the same; [`consumer`]: what consumers see of one.
+//! - [`compare`]: the proof that source and cloud hold the same; [`consumer`]: what consumers see of one; `java`: a
+//!   consumer that is not librdkafka's.
 //!
 //! A harness has nobody to hand an error to: what goes wrong here panics with the evidence (a log's tail, a command's
 //! output). Only [`lossy_link`], which the demo uses too, returns errors.
@@ -17,6 +18,7 @@ pub mod child;
 pub mod compare;
 pub mod consumer;
 pub mod image;
+mod java;
 pub mod log_guard;
 pub mod lossy_link;
 pub mod mirror_maker;

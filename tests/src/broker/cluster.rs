@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::panic::resume_unwind;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -130,9 +130,7 @@ impl fmt::Debug for KafkaCluster {
 impl KafkaCluster {
     /// Starts a cluster and waits until every broker serves. Panics with the brokers' last words if they do not.
     pub async fn start(spec: ClusterSpec) -> Self {
-        // Where Kafka cannot be had, the first test says why and the others fail at once.
-        static DISTRIBUTION: LazyLock<Distribution> = LazyLock::new(Distribution::find);
-        let found = spawn_blocking(|| LazyLock::force(&DISTRIBUTION).clone()).await;
+        let found = spawn_blocking(|| Distribution::shared().clone()).await;
         let distribution = found.unwrap_or_else(|failure| resume_unwind(failure.into_panic()));
         make_class_archive(&distribution).await;
         let archive = ClassArchive::Use(distribution.class_archive());
@@ -284,6 +282,13 @@ impl KafkaCluster {
     /// writing and deleting leave.
     pub fn place_log(&self, id: i32, topic: &str, partition: i32, start: i64) {
         self.with_node(id, |node| node.place_log(topic, partition, start));
+    }
+
+    /// `host:port` of every broker's own listener, where nobody has to log in.
+    pub(crate) fn internal_bootstrap(&self) -> String {
+        let addresses: Vec<String> =
+            self.nodes().iter().map(|node| format!("127.0.0.1:{}", node.ports.internal)).collect();
+        addresses.join(",")
     }
 
     /// Port of the first broker's own listener.

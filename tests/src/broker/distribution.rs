@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
+use std::sync::LazyLock;
 use std::{env, io};
 
 const POM: &str = include_str!("../../kafka/pom.xml");
@@ -26,8 +27,19 @@ pub(super) struct CacheLock {
 }
 
 impl Distribution {
+    /// The one of this process. Where Kafka cannot be had, the first test says why and the others fail at once.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: LazyLock<Distribution> = LazyLock::new(Distribution::find);
+        &SHARED
+    }
+
+    /// Panics where `java` cannot run a source file.
+    pub(crate) fn require_compiler() {
+        require("javac", "-version");
+    }
+
     /// Finds a broker's jars in the cache or brings them. Blocks: seconds when they are there, a minute when they are not.
-    pub(super) fn find() -> Self {
+    fn find() -> Self {
         Self::of("kafka", "kafka_2.13")
     }
 
@@ -133,7 +145,7 @@ fn require(program: &str, version_argument: &str) {
         .status();
     assert!(
         seen.is_ok_and(|status| status.success()),
-        "these tests run real Kafka brokers and `{program}` does not start here. \
-         Install it (apt-get install openjdk-17-jre-headless maven) and run again."
+        "these tests run real Kafka brokers and a Java consumer, and `{program}` does not start here. \
+         Install it (apt-get install default-jdk-headless maven) and run again."
     );
 }
