@@ -23,8 +23,14 @@ use crate::verify::{PASSES, Verifier};
 const PARTITIONS: i32 = 3;
 /// Of each daemon.
 const KILLS: usize = 10;
-/// The moment of a kill in milliseconds, after the daemon that was killed before is back.
+/// Transactions a second in each partition, while they are killed.
+const RATE: u32 = 50;
+/// Producers of each kind that it takes.
+const OF_A_KIND: u32 = 3;
+/// The moment of an agent's end in milliseconds, after the daemon that was killed before is back.
 const MOMENTS: Range<u64> = 200..2_500;
+/// The same of a gateway, after it began to write markers.
+const MARKING: Range<u64> = 0..300;
 
 /// Applications that write into one topic at once: with transactions, and without.
 struct Applications {
@@ -33,14 +39,29 @@ struct Applications {
 }
 
 impl Applications {
+    /// As fast as three transactional ones go.
     fn start(source: &KafkaCluster, topic: &str) -> Self {
-        let config = source.client_config();
+        Self::start_all(source, topic, &Self::kinds(topic))
+    }
+
+    /// With so many transactions a second as nobody manages alone: each ends in every partition.
+    fn start_many(source: &KafkaCluster, topic: &str, rate: u32) -> Self {
+        let kinds = Self::kinds(topic).map(|kind| kind.rate(rate.div_ceil(3 * OF_A_KIND)));
+        let all: Vec<Transactions> = (0..OF_A_KIND).flat_map(|_| kinds.clone()).collect();
+        Self::start_all(source, topic, &all)
+    }
+
+    fn kinds(topic: &str) -> [Transactions; 3] {
         let transactions = Transactions::new(topic, PARTITIONS);
-        let transactional = [
+        [
             transactions.clone(),
             transactions.clone().records(9).codec(Codec::Zstd).abort_every(Some(2)),
             transactions.records(1).codec(Codec::Lz4).abort_every(None),
-        ];
+        ]
+    }
+
+    fn start_all(source: &KafkaCluster, topic: &str, transactional: &[Transactions]) -> Self {
+        let config = source.client_config();
         let plain = Workload::new().topic(topic, PARTITIONS).rate(300);
         Self {
             transactional: transactional.iter().map(|workload| workload.start(&config)).collect(),
@@ -180,26 +201,37 @@ async fn outlives_twenty_sudden_deaths_while_transactions_run() {
     wait_until_active(&rig, &[&topic]).await;
 
     let start = Instant::now();
-    let applications = Applications::start(&pair.source, &topic);
+    let applications = Applications::start_many(&pair.source, &topic, RATE);
     let hit = kill_all(&mut rig, &pair.cloud, &topic).await;
     let (settled, expected) = applications.stop().await;
-    tell(&format!("twenty kills, {hit} of them in the flow, {settled:?}"), expected.records, start);
+    let rate = (settled.commits + settled.aborts) / start.elapsed().as_secs().max(1);
+    let what = format!("twenty kills, {hit} of them in the flow, {rate} transactions/s in each partition, {settled:?}");
+    tell(&what, expected.records, start);
     assert!(hit >= KILLS / 2, "the mirror grew before {hit} of the kills only");
+    wait_until_mirrored(&pair.source, &pair.cloud, &[&topic], DEADLINE).await;
+    tell("the same, all caught up", expected.records, start);
     let seen = await_equal_with_gaps(&pair.source, &pair.cloud, &[&topic], rig.producer_id(), DEADLINE).await;
     assert_eq!(seen, expected);
     assert_nothing_aborted(&pair.cloud, &topic).await;
-    tell("the same, all caught up and compared", expected.records, start);
+    tell("and compared", expected.records, start);
 }
 
-/// Kills each daemon ten times at random moments, in random order. Before how many of them the mirror had grown since
-/// the one before.
+/// Kills each daemon ten times at random moments, in random order, and a gateway only once it writes markers. Before how
+/// many of them the mirror had grown since the one before.
 async fn kill_all(rig: &mut Rig, cloud: &KafkaCluster, topic: &str) -> usize {
     let mut random = StdRng::seed_from_u64(seed());
     let mut victims = [[Victim::Agent; KILLS], [Victim::Gateway; KILLS]].concat();
     victims.shuffle(&mut random);
     let (mut hit, mut before) = (0, 0);
     for victim in victims {
-        tokio::time::sleep(Duration::from_millis(random.random_range(MOMENTS))).await;
+        let moments = match victim {
+            Victim::Agent => MOMENTS,
+            Victim::Gateway => {
+                wait_until_marking(rig).await;
+                MARKING
+            }
+        };
+        tokio::time::sleep(Duration::from_millis(random.random_range(moments))).await;
         let end = mirrored_end(cloud, topic, 0).await;
         hit += usize::from(end > before);
         before = end;
@@ -211,6 +243,15 @@ async fn kill_all(rig: &mut Rig, cloud: &KafkaCluster, topic: &str) -> usize {
         daemon.wait_ready().await;
     }
     hit
+}
+
+/// Waits until this gateway has written markers: some are always on their way then.
+async fn wait_until_marking(rig: &Rig) {
+    until("the gateway writes markers", DEADLINE, async || {
+        let markers = rig.gateway.metric("tombolo_gateway_markers_total").await;
+        if markers > 0.0 { Ok(()) } else { Err(markers) }
+    })
+    .await;
 }
 
 /// What a dead gateway had sent lies in the broker's sockets, markers among it, and is appended when nobody expects it.
