@@ -7,6 +7,7 @@ mod carried;
 mod codecs;
 mod compacted;
 mod course;
+mod deleted;
 mod flash;
 mod foreign;
 mod growth;

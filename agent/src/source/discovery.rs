@@ -326,7 +326,7 @@ fn shape(topic: Option<Topic>) -> Result<Topic, String> {
     };
     match topic.error {
         Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION | ErrorCode::UNKNOWN_TOPIC_ID) => {
-            return Err(format!("topic {} does not exist at the source", topic.name));
+            return Err(missing(&topic.name));
         }
         Some(code @ ErrorCode::TOPIC_AUTHORIZATION_FAILED) => {
             return Err(format!("the source hides topic {}: {code}; grant READ and DESCRIBE on it", topic.name));
@@ -341,6 +341,14 @@ fn shape(topic: Option<Topic>) -> Result<Topic, String> {
         Ok(1..=MAX_PARTITIONS) => Err(format!("topic {} is being made or deleted", topic.name)),
         Ok(_) | Err(_) => Err(format!("topic {} has more than {MAX_PARTITIONS} partitions", topic.name)),
     }
+}
+
+/// A topic that was never made, or is no more. It comes back by itself if somebody only hid it.
+fn missing(topic: &str) -> String {
+    format!(
+        "SOURCE_TOPIC_MAY_BE_DELETED: topic {topic} does not exist at the source. The mirror keeps what it holds; take it out \
+         of the link's mirrors, or make the topic again"
+    )
 }
 
 /// What the gateway needs of a topic of these configs.

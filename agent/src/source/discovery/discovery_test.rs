@@ -58,7 +58,7 @@ fn a_topic_that_cannot_be_seen_whole_says_why() {
     assert!(shape(Some(topic(0..4, None))).is_ok());
     let problem = |topic| shape(topic).err().unwrap();
     let missing = problem(Some(topic([], Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION))));
-    assert_eq!(missing, "topic orders does not exist at the source");
+    assert!(missing.starts_with("SOURCE_TOPIC_MAY_BE_DELETED: topic orders does not exist"), "{missing}");
     let hidden = problem(Some(topic([], Some(ErrorCode::TOPIC_AUTHORIZATION_FAILED))));
     assert!(hidden.contains("grant READ"), "{hidden}");
     assert!(problem(Some(topic([0, 2], None))).contains("being made"));
