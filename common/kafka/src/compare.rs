@@ -5,9 +5,11 @@
 //! [`digest`] of it does: its canonical CRCs, without the records. Memory is bounded by one answer of each side.
 
 pub mod digest;
+mod doubts;
 mod entry;
 mod loose;
 mod merge;
+mod original;
 mod reader;
 mod survey;
 
@@ -22,7 +24,8 @@ use tombolo_proto::limits::MAX_FRAME_BYTES;
 use crate::cluster::Cluster;
 use crate::error::KafkaError;
 use digest::{DigestError, DigestReader, Section};
-use merge::{Merge, Original};
+use merge::Merge;
+use original::Original;
 use reader::Reader;
 
 pub use survey::Survey;
@@ -66,7 +69,8 @@ pub struct CompareOptions {
     /// Producer id of the mirror's only writer, where it is known. Its control batches are gaps then, which stand where
     /// the source holds nothing that a consumer sees; what others wrote is told as such.
     pub writer: Option<i64>,
-    /// Whether the topic is compacted: the mirror's cleaner may have taken records that the source still has.
+    /// Whether the topic is compacted: the mirror's cleaner may have taken records that the source still has, where it
+    /// has a later one of the same key.
     pub compacted: bool,
 }
 
@@ -103,6 +107,9 @@ pub struct Comparison {
     pub remade: u64,
     /// Records that compaction took from the source after they were mirrored, and from the mirror. No difference.
     pub cleaned: [u64; 2],
+    /// Records that only the source has, of which it was not found out whether the mirror's cleaner took them: more than
+    /// are remembered, or only windows were read. The first are differences too.
+    pub undecided: u64,
     /// Offsets that are gaps in the mirror and hold nothing that a consumer sees at the source. No difference.
     pub gaps: u64,
     /// What was read of the source, and of the mirror.
@@ -135,6 +142,7 @@ impl Comparison {
         self.extent_count += other.extent_count;
         self.foreign_count += other.foreign_count;
         self.gaps += other.gaps;
+        self.undecided += other.undecided;
         self.remade += other.remade;
         for (cleaned, more) in self.cleaned.iter_mut().zip(other.cleaned) {
             *cleaned += more;
@@ -174,6 +182,7 @@ impl Difference {
             DifferenceKind::Missing
             | DifferenceKind::Extra
             | DifferenceKind::Foreign { .. }
+            | DifferenceKind::Undecided { .. }
             | DifferenceKind::Covered { .. }
             | DifferenceKind::Changed { .. }
             | DifferenceKind::Shifted { .. }
@@ -200,8 +209,13 @@ pub enum DifferenceKind {
         /// High watermark of the mirror.
         mirror: i64,
     },
-    /// A batch of the source is not in the mirror.
+    /// A batch of the source is not in the mirror, or a record that no cleaner took.
     Missing,
+    /// Records from here on are not in the mirror, and they are too many to tell which of them its cleaner took.
+    Undecided {
+        /// How many.
+        records: u64,
+    },
     /// A batch of the mirror is not in the source.
     Extra,
     /// A batch of the mirror that is not in the source, and whose producer is not the mirror's writer.
@@ -269,6 +283,11 @@ impl fmt::Display for What<'_> {
             }
             DifferenceKind::End { source, mirror } => write!(f, "log ends differ: source {source}, mirror {mirror}"),
             DifferenceKind::Missing => write!(f, "missing in the mirror"),
+            DifferenceKind::Undecided { records } => write!(
+                f,
+                "undecided: {records} records from here on are not in the mirror, too many to tell whether its cleaner took \
+                 them; compare less at a time (--from, --to)"
+            ),
             DifferenceKind::Extra => write!(f, "in the mirror only"),
             DifferenceKind::Foreign { last, producer_id } => {
                 write!(f, "offsets {offset} to {last} were written by producer id {producer_id}")

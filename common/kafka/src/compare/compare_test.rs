@@ -208,13 +208,17 @@ fn what_differs_in_extent_only_is_told_apart() {
 
 /// Records by hand, uncompressed, at these offsets.
 fn keyed(offsets: &[i64], value: &'static str) -> Batch {
+    with_keys(offsets, Some(value), |offset| offset.to_string())
+}
+
+fn with_keys(offsets: &[i64], value: Option<&'static str>, key: impl Fn(i64) -> String) -> Batch {
     use crate::records::{Record, Writer, encode_batch};
     let base = offsets[0];
     let record = |offset: &i64| Record {
         offset: 0,
         timestamp: 1_700_000_000_000 + offset,
-        key: Some(offset.to_string().into()),
-        value: Some(value.into()),
+        key: Some(key(*offset).into()),
+        value: value.map(Into::into),
         headers: Vec::new(),
     };
     let dense: Vec<i64> = (base..=*offsets.last().unwrap()).collect();
@@ -277,25 +281,56 @@ fn what_was_re_encoded_is_compared_by_record() {
 }
 
 #[test]
-fn what_a_cleaner_took_is_no_difference() {
-    // From the source: records, and a batch.
+fn what_the_sources_cleaner_took_is_no_difference() {
+    // Records, and a batch.
     let ours = [keyed(&[0, 2, 3], "v"), keyed(&[6, 7], "v")];
     let theirs = [keyed(&[0, 1, 2, 3], "v"), keyed(&[4, 5], "v"), keyed(&[6, 7], "v")];
     let found = explained(&ours, &theirs);
     assert_eq!((kinds(&found), found.cleaned, found.records), (vec![], [3, 0], 5));
-    // From the mirror, where the topic is compacted.
-    let compacted = |compacted| {
-        let pair = pair(Extent::Whole);
-        let options = CompareOptions { writer: Some(LINK), compacted, ..CompareOptions::default() };
-        let mut merge = Merge::new(&pair, options, QUIET);
-        let (ours, theirs): (Vec<_>, Vec<_>) =
-            (theirs.iter().map(Entry::of).collect(), ours.iter().map(Entry::of).collect());
-        merge.bounds(0..8, 0..8);
-        merge.walk(&ours, &theirs);
-        merge.found
-    };
-    let found = compacted(true);
+}
+
+/// What a compare of a compacted topic's logs finds.
+fn compacted(ours: &[Batch], theirs: &[Batch], extent: Extent) -> Comparison {
+    let pair = pair(extent);
+    let options = CompareOptions { writer: Some(LINK), compacted: true, ..CompareOptions::default() };
+    let mut merge = Merge::new(&pair, options, QUIET);
+    let (ours, theirs): (Vec<_>, Vec<_>) =
+        (ours.iter().map(Entry::of).collect(), theirs.iter().map(Entry::of).collect());
+    let end = |log: &[Entry]| log.last().map_or(0, Entry::next_offset);
+    merge.bounds(0..end(&ours), 0..end(&theirs));
+    merge.walk(&ours, &theirs);
+    merge.found
+}
+
+#[test]
+fn what_the_mirrors_cleaner_took_has_a_later_record_of_its_key() {
+    let even_or_odd = |offset: i64| (offset % 2).to_string();
+    let batch = |offsets: &[i64]| with_keys(offsets, Some("v"), even_or_odd);
+    let ours = [batch(&[0, 1, 2, 3]), batch(&[4, 5]), batch(&[6, 7])];
+    // Records, and a batch.
+    let theirs = [batch(&[0, 2, 3]), batch(&[6, 7])];
+    let found = compacted(&ours, &theirs, Extent::Whole);
     assert_eq!((kinds(&found), found.cleaned, found.records), (vec![], [0, 3], 5));
-    let found = compacted(false);
-    assert_eq!(kinds(&found), [(1, &DifferenceKind::Missing), (4, &DifferenceKind::Missing)]);
+    // Two that nothing later in the mirror explains.
+    let ours = [batch(&[0, 1, 2, 3]), batch(&[4, 5]), batch(&[6]), batch(&[7])];
+    let theirs = [batch(&[0, 2, 3]), batch(&[6])];
+    let found = compacted(&ours, &theirs, Extent::Whole);
+    let missing: Vec<_> = kinds(&found).into_iter().filter(|(_, kind)| **kind == DifferenceKind::Missing).collect();
+    assert_eq!(missing, [(5, &DifferenceKind::Missing), (7, &DifferenceKind::Missing)]);
+    assert_eq!((found.cleaned, found.undecided), ([0, 2], 0));
+    // Where windows are read, it may be elsewhere.
+    let found = compacted(&ours, &theirs, Extent::Windows(Vec::new()));
+    assert_eq!((found.cleaned, found.undecided), ([0, 2], 2), "{found:?}");
+}
+
+#[test]
+fn a_record_that_was_lost_is_none_that_a_cleaner_took() {
+    let ours = [keyed(&[0, 1, 2, 3], "v"), keyed(&[4, 5], "v"), keyed(&[6, 7], "v")];
+    let theirs = [keyed(&[0, 2, 3], "v"), keyed(&[6, 7], "v")];
+    let lost = [(1, &DifferenceKind::Missing), (4, &DifferenceKind::Missing), (5, &DifferenceKind::Missing)];
+    assert_eq!(kinds(&compacted(&ours, &theirs, Extent::Whole)), lost);
+    // A deletion goes by itself after a while.
+    let ours = [ours[0].clone(), with_keys(&[4, 5], None, |offset| offset.to_string()), ours[2].clone()];
+    let found = compacted(&ours, &[ours[0].clone(), ours[2].clone()], Extent::Whole);
+    assert_eq!((kinds(&found), found.cleaned), (vec![], [0, 2]));
 }

@@ -3,7 +3,7 @@
 use tombolo_proto::batch::Batch;
 
 use super::UNPACKED_BYTES;
-use crate::records::{Piece, Unfit, decode_batch};
+use crate::records::{Piece, RecordSum, Unfit, decode_batch, record_sums};
 
 /// `ControlRecordType.ABORT`: version and type of the control record's key.
 const ABORT_KEY: [u8; 4] = [0, 0, 0, 0];
@@ -82,6 +82,11 @@ impl Entry {
             Piece::Gap { .. } => None,
         });
         runs.collect()
+    }
+
+    /// Checksums of its records; `None` where they cannot be read.
+    pub(super) fn sums(&self) -> Option<Vec<RecordSum>> {
+        self.batch.as_ref().and_then(|batch| record_sums(batch, UNPACKED_BYTES).ok())
     }
 
     pub(super) fn is_control(&self) -> bool {

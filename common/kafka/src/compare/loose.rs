@@ -2,14 +2,14 @@
 //! what compaction has thinned on either side.
 //!
 //! A hole among a log's offsets is compaction's: brokers leave none. So a record that only the mirror has was mirrored before
-//! the source's cleaner took it, and one that only the source has, in a topic that is compacted, was taken by the mirror's.
+//! the source's cleaner took it. One that only the source has, in a topic that is compacted, may have been taken by the
+//! mirror's: see [`super::doubts`].
 //! Memory: the checksums of one batch of each log.
 
 use std::collections::VecDeque;
 
-use super::UNPACKED_BYTES;
 use super::entry::Entry;
-use crate::records::{RecordSum, record_sums};
+use crate::records::RecordSum;
 
 /// What both logs hold at offsets that were read of both only in part.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ struct Stretch {
 struct Held {
     offset: i64,
     /// `None` for a marker.
-    crc: Option<u32>,
+    record: Option<RecordSum>,
     /// Of the batch it is in.
     batch: Within,
 }
@@ -49,15 +49,15 @@ pub(super) struct Within {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Meeting {
     /// The same record.
-    Equal,
-    /// Two records; their checksums.
-    Different { offset: i64, source: u32, mirror: u32 },
+    Equal(RecordSum),
+    /// A record of the source, by its checksum, and another one of the mirror.
+    Different { source: u32, mirror: RecordSum },
     /// A record of the source where the mirror has a marker.
     Covered(Within),
     /// A record of the source where the mirror has nothing.
-    OursOnly { offset: i64 },
+    OursOnly(RecordSum, Within),
     /// A record of the mirror where the source has nothing.
-    TheirsOnly,
+    TheirsOnly(RecordSum),
     /// A marker of the mirror where the source has nothing.
     Gap,
 }
@@ -105,13 +105,12 @@ impl Loose {
         if entry.is_control() {
             if marker {
                 let offsets = entry.base_offset.max(from)..entry.next_offset();
-                stretch.held.extend(offsets.map(|offset| Held { offset, crc: None, batch }));
+                stretch.held.extend(offsets.map(|offset| Held { offset, record: None, batch }));
             }
             return true;
         }
-        let sums = entry.batch.as_ref().map(|whole| record_sums(whole, UNPACKED_BYTES));
-        let Some(Ok(sums)) = sums else { return false };
-        let held = |RecordSum { offset, crc }| Held { offset, crc: Some(crc), batch };
+        let Some(sums) = entry.sums() else { return false };
+        let held = |sum: RecordSum| Held { offset: sum.offset, record: Some(sum), batch };
         stretch.held.extend(sums.into_iter().filter(|sum| sum.offset >= from).map(held));
         true
     }
@@ -132,15 +131,17 @@ impl Loose {
         let at = ours.into_iter().chain(theirs).min()?;
         let ours = if ours == Some(at) { self.ours.held.pop_front() } else { None };
         let theirs = if theirs == Some(at) { self.theirs.held.pop_front() } else { None };
-        Some(match (ours, theirs.map(|theirs| theirs.crc)) {
-            (Some(ours), Some(None)) => Meeting::Covered(ours.batch),
-            (Some(ours), None) => Meeting::OursOnly { offset: ours.offset },
+        // The source's markers are not taken in: all of its are records.
+        let ours = ours.and_then(|held| held.record.map(|record| (record, held.batch)));
+        Some(match (ours, theirs.map(|theirs| theirs.record)) {
+            (Some((_, batch)), Some(None)) => Meeting::Covered(batch),
+            (Some((record, batch)), None) => Meeting::OursOnly(record, batch),
             (None, Some(None) | None) => Meeting::Gap,
-            (None, Some(Some(_))) => Meeting::TheirsOnly,
-            (Some(ours), Some(Some(mirror))) => match ours.crc {
-                Some(source) if source != mirror => Meeting::Different { offset: at, source, mirror },
-                Some(_) | None => Meeting::Equal,
-            },
+            (None, Some(Some(mirror))) => Meeting::TheirsOnly(mirror),
+            (Some((source, _)), Some(Some(mirror))) if source.crc != mirror.crc => {
+                Meeting::Different { source: source.crc, mirror }
+            }
+            (Some(_), Some(Some(mirror))) => Meeting::Equal(mirror),
         })
     }
 }

@@ -4,68 +4,16 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tombolo_proto::batch::BatchError;
-
-use super::digest::DigestReader;
+use super::doubts::Doubts;
 use super::entry::{Entry, Kind};
 use super::loose::{Behind, Loose, Meeting};
+use super::original::Original;
 use super::reader::Reader;
 use super::{CompareError, CompareOptions, Comparison, Difference, DifferenceKind, Extent, LogPair, Passed, Side};
+use crate::records::RecordSum;
 
 /// Batches of open transactions that are remembered until it is known how they ended; more are told at once.
 const MAX_PENDING: usize = 10_000;
-
-/// Where the source's batches come from.
-pub(super) enum Original<'a> {
-    Log(Reader<'a>),
-    Digest { digest: &'a mut DigestReader, head: Option<Entry>, range: Range<i64>, ended: bool },
-}
-
-impl<'a> Original<'a> {
-    pub(super) fn digest(digest: &'a mut DigestReader) -> Self {
-        Self::Digest { digest, head: None, range: 0..0, ended: false }
-    }
-
-    fn seek(&mut self, wanted: Range<i64>) {
-        match self {
-            Self::Log(reader) => reader.seek(wanted),
-            Self::Digest { range, .. } => *range = wanted,
-        }
-    }
-
-    fn position(&self) -> i64 {
-        match self {
-            Self::Log(reader) => reader.position(),
-            Self::Digest { range, .. } => range.start,
-        }
-    }
-
-    async fn peek(&mut self) -> Result<Option<Result<&Entry, BatchError>>, CompareError> {
-        match self {
-            Self::Log(reader) => Ok(reader.peek().await?),
-            Self::Digest { digest, head, range, ended } => {
-                // What was passed is dropped by its offset: a window may begin in a batch that the last one ended in.
-                while !*ended && head.as_ref().is_none_or(|head| head.next_offset() <= range.start) {
-                    *head = digest.next_batch()?;
-                    *ended = head.is_none();
-                }
-                let inside = |head: &&Entry| head.base_offset < range.end && head.next_offset() > range.start;
-                Ok(head.as_ref().filter(inside).map(Ok))
-            }
-        }
-    }
-
-    fn pass(&mut self) {
-        match self {
-            Self::Log(reader) => reader.pass(),
-            Self::Digest { head, range, .. } => {
-                if let Some(head) = head {
-                    range.start = range.start.max(head.next_offset());
-                }
-            }
-        }
-    }
-}
 
 pub(super) struct Merge<'a> {
     pair: &'a LogPair,
@@ -86,6 +34,8 @@ pub(super) struct Merge<'a> {
     read: [i64; 2],
     /// Where batches are not cut alike.
     loose: Loose,
+    /// What only the source has of a compacted topic.
+    doubts: Doubts,
 }
 
 /// Which log goes on after a step.
@@ -103,7 +53,22 @@ impl<'a> Merge<'a> {
         let pending = HashMap::new();
         let (covered, beyond, source_end, pending_count) = (None, false, i64::MAX, 0);
         let (start, read, loose) = (0, [0; 2], Loose::default());
-        Self { pair, options, passed, found, covered, beyond, source_end, pending, pending_count, start, read, loose }
+        let doubts = Doubts::default();
+        Self {
+            pair,
+            options,
+            passed,
+            found,
+            covered,
+            beyond,
+            source_end,
+            pending,
+            pending_count,
+            start,
+            read,
+            loose,
+            doubts,
+        }
     }
 
     pub(super) async fn compare(
@@ -131,6 +96,8 @@ impl<'a> Merge<'a> {
             }
         }
         self.settle_rest();
+        self.read_on(&mut mirror, whole.end).await?;
+        self.tell_doubts();
         if reads_on && end > shared.end && !self.beyond {
             self.note(shared.end, DifferenceKind::End { source: shared.end, mirror: end });
         }
@@ -139,6 +106,69 @@ impl<'a> Merge<'a> {
         }
         self.found.reads[1] = mirror.reads();
         Ok(self.found)
+    }
+
+    /// What the mirror's cleaner took, it took for a record that was there before we came by, but maybe beyond the end that we
+    /// were to read to.
+    async fn read_on(&mut self, mirror: &mut Reader<'_>, from: i64) -> Result<(), CompareError> {
+        if self.doubts.is_empty() || matches!(self.pair.extent, Extent::Windows(_)) {
+            return Ok(());
+        }
+        let end = mirror.extent().await?.end;
+        mirror.seek(from..end.max(from));
+        while let Some(Ok(entry)) = mirror.peek().await? {
+            let entry = entry.clone();
+            self.see(&entry);
+            if self.doubts.is_empty() {
+                break;
+            }
+            mirror.pass();
+        }
+        Ok(())
+    }
+
+    /// Nothing more will be seen of the mirror.
+    fn tell_doubts(&mut self) {
+        let windows = matches!(self.pair.extent, Extent::Windows(_));
+        let (rest, beyond) = self.doubts.take();
+        if windows {
+            self.found.undecided += rest.len() as u64;
+        } else {
+            for offset in rest {
+                self.note(offset, DifferenceKind::Missing);
+            }
+        }
+        if let Some((offset, records)) = beyond {
+            self.found.undecided += records;
+            if !windows {
+                self.note(offset, DifferenceKind::Undecided { records });
+            }
+        }
+    }
+
+    /// A batch of the mirror, which may be why it lacks earlier records.
+    fn see(&mut self, theirs: &Entry) {
+        if self.doubts.is_empty() || theirs.is_control() {
+            return;
+        }
+        for sum in theirs.sums().into_iter().flatten() {
+            self.see_record(sum);
+        }
+    }
+
+    fn see_record(&mut self, sum: RecordSum) {
+        if let Some(key) = sum.key {
+            self.found.cleaned[1] += self.doubts.see(key, sum.offset);
+        }
+    }
+
+    /// A record of a compacted topic that the mirror does not have. Its cleaner takes those without a key, and deletions
+    /// after a while; else only what a later record replaces.
+    fn doubt(&mut self, sum: RecordSum, transaction: Option<i64>) {
+        match sum.key.filter(|_| !sum.tombstone) {
+            Some(key) => self.doubts.add(key, sum.offset, transaction),
+            None => self.found.cleaned[1] += 1,
+        }
     }
 
     fn begin(&mut self, offset: i64) {
@@ -212,10 +242,12 @@ impl<'a> Merge<'a> {
             theirs = &theirs[usize::from(matches!(step, Step::Both | Step::Mirror))..];
         }
         self.settle_rest();
+        self.tell_doubts();
     }
 
     /// One step on, with the next batch of each log.
     fn step(&mut self, ours: Option<&Entry>, theirs: Option<&Entry>) -> Step {
+        let mut loosely = true;
         let step = match (self.loose.behind(), ours, theirs) {
             (Some(behind), ..) => self.loosely(behind, ours, theirs),
             (None, Some(ours), Some(theirs)) if self.not_cut_alike(ours, theirs) => {
@@ -223,11 +255,19 @@ impl<'a> Merge<'a> {
                 let first = if ours.base_offset <= theirs.base_offset { Behind::Source } else { Behind::Mirror };
                 self.loosely(first, Some(ours), Some(theirs))
             }
-            (None, Some(ours), Some(theirs)) => self.both(ours, theirs),
-            (None, Some(ours), None) => self.missing(ours, None),
-            (None, None, Some(theirs)) => self.extra(theirs, None),
-            (None, None, None) => Step::Neither,
+            (None, ours, theirs) => {
+                loosely = false;
+                match (ours, theirs) {
+                    (Some(ours), Some(theirs)) => self.both(ours, theirs),
+                    (Some(ours), None) => self.missing(ours, None),
+                    (None, Some(theirs)) => self.extra(theirs, None),
+                    (None, None) => Step::Neither,
+                }
+            }
         };
+        if let Some(theirs) = theirs.filter(|_| !loosely && matches!(step, Step::Both | Step::Mirror)) {
+            self.see(theirs);
+        }
         for (at, (entry, of)) in [(ours, Step::Source), (theirs, Step::Mirror)].into_iter().enumerate() {
             if let Some(entry) = entry.filter(|_| step == Step::Both || step == of)
                 && let Some(read) = self.read.get_mut(at)
@@ -287,17 +327,25 @@ impl<'a> Merge<'a> {
 
     fn meet(&mut self, meeting: &Meeting) {
         match *meeting {
-            Meeting::Equal => self.found.records += 1,
-            Meeting::Different { offset, source, mirror } => {
-                self.note(offset, DifferenceKind::Changed { source: (offset, source), mirror: (offset, mirror) });
+            Meeting::Equal(sum) => {
+                self.see_record(sum);
+                self.found.records += 1;
+            }
+            Meeting::Different { source, mirror } => {
+                self.see_record(mirror);
+                let offset = mirror.offset;
+                self.note(offset, DifferenceKind::Changed { source: (offset, source), mirror: (offset, mirror.crc) });
             }
             Meeting::Covered(batch) => {
                 self.found.gaps += 1;
                 self.cover(batch.transaction, batch.base_offset..batch.last_offset);
             }
-            Meeting::OursOnly { .. } if self.options.compacted => self.found.cleaned[1] += 1,
-            Meeting::OursOnly { offset } => self.note(offset, DifferenceKind::Missing),
-            Meeting::TheirsOnly => self.found.cleaned[0] += 1,
+            Meeting::OursOnly(sum, batch) if self.options.compacted => self.doubt(sum, batch.transaction),
+            Meeting::OursOnly(sum, _) => self.note(sum.offset, DifferenceKind::Missing),
+            Meeting::TheirsOnly(sum) => {
+                self.see_record(sum);
+                self.found.cleaned[0] += 1;
+            }
             Meeting::Gap => self.found.gaps += 1,
         }
     }
@@ -378,6 +426,7 @@ impl<'a> Merge<'a> {
     fn settle(&mut self, marker: &Entry) {
         let covered = self.pending.remove(&marker.producer_id).unwrap_or_default();
         self.pending_count -= covered.len();
+        self.doubts.settle(marker.producer_id, marker.kind == Kind::Abort);
         if marker.kind != Kind::Abort {
             for batch in covered {
                 self.note(batch.start, DifferenceKind::Covered { last: batch.end });
@@ -400,9 +449,14 @@ impl<'a> Merge<'a> {
         if ours.is_control() {
             self.settle(ours);
         }
-        if self.options.compacted && is_hole {
-            let seen = if ours.is_control() { 0 } else { ours.records };
-            self.found.cleaned[1] += u64::try_from(seen).unwrap_or(0);
+        let sums = if self.options.compacted && is_hole && !ours.is_control() { ours.sums() } else { None };
+        if let Some(sums) = sums {
+            let transaction = ours.is_transactional().then_some(ours.producer_id);
+            for sum in sums {
+                self.doubt(sum, transaction);
+            }
+        } else if self.options.compacted && is_hole && ours.is_control() {
+            // Gone with the transaction's records.
         } else if self.covered != Some(ours.base_offset) && ours.records > 0 {
             self.note(ours.base_offset, DifferenceKind::Missing);
         }

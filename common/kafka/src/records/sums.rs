@@ -1,9 +1,11 @@
 //! Checksums of single records, for logs whose batches are not cut alike.
 
+use std::hash::{DefaultHasher, Hasher};
+
 use tombolo_proto::batch::{Batch, HEADER_BYTES};
 
 use super::ReencodeError;
-use super::codec::Section;
+use super::codec::{Section, read_varint};
 use super::reencode::Source;
 
 /// What a consumer sees of a record, but for its offset, as one number.
@@ -13,6 +15,10 @@ pub struct RecordSum {
     pub offset: i64,
     /// CRC-32C of timestamp, key, value and headers.
     pub crc: u32,
+    /// A hash of the key: equal keys have equal ones. `None` for a null key.
+    pub key: Option<u64>,
+    /// Whether the value is null: what deletes a key from a compacted topic.
+    pub tombstone: bool,
 }
 
 /// The records of a batch, of any codec. Whether its times are of creation or of append makes no difference. `limit` is
@@ -32,9 +38,28 @@ pub fn record_sums(batch: &Batch, limit: usize) -> Result<Vec<RecordSum>, Reenco
     let mut sums = Vec::new();
     while let Some(record) = source.next(batch)? {
         let crc = crc32c::crc32c(&record.timestamp.to_be_bytes());
-        sums.push(RecordSum { offset: record.offset, crc: crc32c::crc32c_append(crc, record.tail) });
+        let crc = crc32c::crc32c_append(crc, record.tail);
+        let malformed = ReencodeError::Malformed { offset: record.offset, reason: "a key is longer than its record" };
+        let (key, tombstone) = key(record.tail).ok_or(malformed)?;
+        sums.push(RecordSum { offset: record.offset, crc, key, tombstone });
     }
     Ok(sums)
+}
+
+/// The key's hash, and whether the value is null.
+fn key(mut tail: &[u8]) -> Option<(Option<u64>, bool)> {
+    let key = match usize::try_from(read_varint(&mut tail).ok()?) {
+        Err(_) => None,
+        Ok(size) => {
+            let (key, rest) = tail.split_at_checked(size)?;
+            tail = rest;
+            // The same in each process: it begins with fixed keys.
+            let mut hasher = DefaultHasher::new();
+            hasher.write(key);
+            Some(hasher.finish())
+        }
+    };
+    Some((key, read_varint(&mut tail).ok()? < 0))
 }
 
 #[cfg(test)]
@@ -63,6 +88,7 @@ mod tests {
         let whole = record_sums(&batch(&["one", "two", "three"]), LIMIT).unwrap();
         assert_eq!(whole.iter().map(|sum| sum.offset).collect::<Vec<_>>(), [0, 1, 2]);
         assert!(whole[0].crc != whole[1].crc && whole[1].crc != whole[2].crc);
+        assert!(whole.iter().all(|sum| sum.key.is_some() && sum.key == whole[0].key && !sum.tombstone));
         let cut = Unfit::begun(batch(&["one", "two", "three"]), 1).unwrap();
         let pieces: Vec<_> = cut.runs(1, LIMIT).unwrap().map(Result::unwrap).collect();
         let [Piece::Run(run)] = &pieces[..] else { panic!("{pieces:?}") };

@@ -55,6 +55,7 @@ enum Explanation {
     Behind,
     LogStart,
     ForeignWrite,
+    Undecided,
     None,
 }
 
@@ -64,6 +65,7 @@ impl Explanation {
             DifferenceKind::Start { .. } => Self::LogStart,
             DifferenceKind::End { .. } if difference.is_extent() => Self::Behind,
             DifferenceKind::Foreign { .. } => Self::ForeignWrite,
+            DifferenceKind::Undecided { .. } => Self::Undecided,
             DifferenceKind::End { .. }
             | DifferenceKind::Missing
             | DifferenceKind::Extra
@@ -80,6 +82,7 @@ impl Explanation {
             Self::Behind => "behind",
             Self::LogStart => "log start",
             Self::ForeignWrite => "foreign write",
+            Self::Undecided => "undecided",
             Self::None => "unexplained",
         }
     }
@@ -188,6 +191,7 @@ impl Report {
             "batches": self.found.batches, "records": self.found.records, "bytes": self.found.bytes,
             "gaps": self.found.gaps, "compared_by_record": self.found.remade,
             "compacted_at_source": self.found.cleaned[0], "compacted_in_mirror": self.found.cleaned[1],
+            "undecided": self.found.undecided,
             "unexplained": self.unexplained(), "foreign_writes": self.found.foreign_count,
             "extents": self.found.extent_count, "second_reading": records, "differences": self.listed(),
             "partitions": partitions, "seconds": self.took.as_secs_f64(),
@@ -274,6 +278,7 @@ impl Report {
             (found.remade, "batches compared by record"),
             (found.cleaned[0], "records compacted away at the source"),
             (found.cleaned[1], "records compacted away in the mirror"),
+            (found.undecided, "records undecided"),
             (found.extent_count, "log ends or starts differ"),
             (found.foreign_count, "foreign writes"),
             (self.unexplained(), "unexplained"),
