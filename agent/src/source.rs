@@ -12,7 +12,8 @@ mod hanging;
 mod records;
 mod tail;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,6 +122,7 @@ pub(crate) fn start(
         fetchers: BTreeMap::new(),
         comparisons: BTreeMap::new(),
         comparing: Arc::new(Semaphore::new(COMPARISONS)),
+        holed: BTreeSet::new(),
         hanging: Some(false),
         jobs: FuturesUnordered::new(),
     };
@@ -144,6 +146,8 @@ pub(crate) enum Note {
     Returned { key: Key, fetch: u64, why: Why },
     /// A partition taken up on trial can be read.
     Readable { topic: TopicName },
+    /// Offsets of its log hold nothing at all.
+    Holes { key: Key, holes: Vec<Range<Offset>> },
     /// The broker cannot be reached.
     Unreachable,
 }
@@ -195,6 +199,8 @@ struct Reading {
 
 struct KnownTopic {
     topic_id: Option<TopicId>,
+    /// Whether it is compacted, or was since this process knows it; `None` while that is not known.
+    compacted: Option<bool>,
     /// Leader and epoch by partition.
     leaders: Vec<Option<(i32, i32)>>,
 }
@@ -214,6 +220,8 @@ struct Source {
     fetchers: BTreeMap<i32, Arc<Inbox>>,
     comparisons: BTreeMap<Key, (u64, CancellationToken)>,
     comparing: Arc<Semaphore>,
+    /// Partitions whose holes were warned of.
+    holed: BTreeSet<Key>,
     /// Whether partitions were told to wait for a transaction; `None` while that is being found out.
     hanging: Option<bool>,
     jobs: FuturesUnordered<BoxFuture<'static, Done>>,
@@ -286,6 +294,7 @@ impl Source {
             self.stop(key);
         }
         self.topics.remove(topic);
+        self.holed.retain(|key| key.0 != *topic);
     }
 
     fn fetch(&mut self, key: &Key, fetch: u64, offset: Offset, epoch: Option<i32>) {
@@ -381,7 +390,9 @@ impl Source {
 
     fn found(&mut self, found: Found) {
         for topic in found.topics {
-            let known = KnownTopic { topic_id: topic.topic_id, leaders: topic.leaders };
+            let same = self.topics.get(&topic.name).filter(|known| known.topic_id == topic.topic_id);
+            let compacted = same.and_then(|known| known.compacted);
+            let known = KnownTopic { topic_id: topic.topic_id, compacted, leaders: topic.leaders };
             let before = self.topics.insert(topic.name.clone(), known);
             let all = (topic.name.clone(), 0)..=(topic.name.clone(), Partition::MAX);
             let keys: Vec<_> = self.partitions.range(all).map(|(key, _)| key.clone()).collect();
@@ -390,6 +401,11 @@ impl Source {
                     // Unknown leaders are looked for again by the next look.
                     self.assign(&key);
                 }
+            }
+        }
+        for (topic, compacted) in found.compacted {
+            if let Some(known) = self.topics.get_mut(&topic) {
+                known.compacted = Some(compacted || known.compacted == Some(true));
             }
         }
     }
@@ -412,6 +428,23 @@ impl Source {
                 }
             }),
             Note::Returned { key, fetch, why } => self.returned(key, fetch, &why),
+            Note::Holes { key, holes } => self.holes(&key, &holes),
+        }
+    }
+
+    /// Compaction leaves holes. In a log that never was compacted one is a loss that no consumer notices: somebody took a
+    /// segment away.
+    fn holes(&mut self, key: &Key, holes: &[Range<Offset>]) {
+        let never = self.topics.get(&key.0).is_some_and(|topic| topic.compacted == Some(false));
+        let Some(first) = holes.first().filter(|_| never) else { return };
+        let offsets = holes.iter().map(|hole| u64::try_from(hole.end - hole.start).unwrap_or(0)).sum();
+        metrics::counter!("tombolo_source_hole_offsets_total").increment(offsets);
+        if self.holed.insert(key.clone()) {
+            tracing::warn!(
+                topic = %key.0, partition = key.1, from = first.start, to = first.end - 1, offsets,
+                "the source holds nothing at these offsets, though its topic is not compacted: records may have been lost \
+                 there. The mirror has a gap; compare the replicas of the source"
+            );
         }
     }
 

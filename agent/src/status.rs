@@ -27,6 +27,10 @@ pub(crate) const METRICS: &[Description] = &[
     counter("tombolo_fetched_bytes_total", "Bytes of batches read from the source"),
     counter("tombolo_refetched_bytes_total", "Bytes of batches that this process had read from the source before"),
     counter("tombolo_reencoded_batches_total", "Batches written anew: of thinned, LogAppendTime and old formats"),
+    counter(
+        "tombolo_source_hole_offsets_total",
+        "Offsets at which the source holds nothing, of topics that are not compacted",
+    ),
     gauge("tombolo_window_bytes", "Bytes of batches in memory: fetched and not confirmed"),
     gauge("tombolo_journal_bytes", "Bytes of frames in the journal that the cloud lacks"),
     gauge("tombolo_journal_file_bytes", "Bytes of the journal's files"),

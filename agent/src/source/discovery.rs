@@ -52,6 +52,8 @@ pub(super) struct Watched {
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) topics: Vec<FoundTopic>,
+    /// Topics whose policy is known, and whether they are compacted.
+    pub(super) compacted: Vec<(TopicName, bool)>,
 }
 
 #[derive(Debug)]
@@ -238,13 +240,18 @@ impl Discovery {
             }
         }
         // Leaders before the site hears of the topic: its fetches come right after.
-        drop(self.found.send(Found { topics: leaders }).await);
+        drop(self.found.send(Found { topics: leaders, compacted: Vec::new() }).await);
         if there.is_empty() {
             return Ok(outcomes);
         }
         let connection = self.cluster.controller().await?;
         for chunk in there.chunks(CONFIG_TOPICS) {
             let configs = configs(&connection, memory, chunk).await?;
+            let policies = chunk.iter().zip(&configs).filter_map(|((name, _), configs)| {
+                let policy = configs.iter().find(|config| config.name == "cleanup.policy")?.value.as_ref()?;
+                Some((name.clone(), policy.contains("compact")))
+            });
+            drop(self.found.send(Found { topics: Vec::new(), compacted: policies.collect() }).await);
             for ((name, topic), configs) in chunk.iter().zip(configs) {
                 outcomes.push((name.clone(), Outcome::Found(describe(topic, &configs))));
             }

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::block_in_place;
 use tokio::time::Instant;
 use tombolo_kafka::fetch::{
     FetchOnce, FetchOptions, FetchPosition, FetchSession, FetchedPartition, Isolation, fetch_once,
@@ -18,7 +20,7 @@ use tombolo_proto::edge::EdgeInput;
 use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::id::{Offset, TopicName};
 
-use super::records::{Answer, Read, Stop, Taken, take, unshared};
+use super::records::{Answer, Read, Stop, Taken, makes_anew, take, unshared};
 use super::{Key, Note, SourceEvent, Why};
 
 const RECONNECT_MIN: Duration = Duration::from_millis(200);
@@ -265,12 +267,15 @@ impl Fetcher {
                 }
             };
             let (taken, high_watermark, log_start) = read;
-            let Taken { entries, stop, next, epoch, starved: _, read, remade } = taken;
+            let Taken { entries, stop, next, epoch, starved: _, read, remade, holes } = taken;
             let (topic, partition, fetch) = (key.0.clone(), key.1, assignment.fetch);
             count(read, remade);
             if remade > 0 {
                 // That was work: others of this thread are to have their turn.
                 tokio::task::yield_now().await;
+            }
+            if !holes.is_empty() {
+                self.note(Note::Holes { key: key.clone(), holes }).await;
             }
             let of = topic.clone();
             inputs.push(EdgeInput::Fetched { topic: of, partition, fetch, entries, epoch, high_watermark, log_start });
@@ -322,7 +327,7 @@ impl Fetcher {
         others: bool,
     ) -> Result<Result<(Taken, Offset, Offset), ErrorCode>, KafkaError> {
         let ends = (partition.high_watermark, partition.log_start_offset);
-        let taken = take(self.answer(partition, assignment, others));
+        let taken = work(self.answer(partition, assignment, others));
         if !taken.starved {
             return Ok(Ok((taken, ends.0, ends.1)));
         }
@@ -332,7 +337,7 @@ impl Fetcher {
             return Ok(Err(code));
         }
         let ends = (whole.high_watermark, whole.log_start_offset);
-        let mut taken = take(self.answer(whole, assignment, false));
+        let mut taken = work(self.answer(whole, assignment, false));
         if taken.starved {
             taken.stop = Some(Stop::Failed(unreadable(key, offset, self.one_batch())));
         }
@@ -417,6 +422,12 @@ fn unreadable(key: &Key, offset: Offset, asked: usize) -> Failure {
         "the source gives no whole batch here when asked for {asked} bytes: raise memory.max_frame on both sides"
     );
     Failure::at(FailureCode::BatchTooLarge, key.1, offset, detail)
+}
+
+/// Takes an answer. Where batches of it must be made anew, which may take seconds, the thread's other tasks go on elsewhere.
+fn work(answer: Answer) -> Taken {
+    let elsewhere = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+    if elsewhere && makes_anew(&answer) { block_in_place(|| take(answer)) } else { take(answer) }
 }
 
 fn count(read: Read, remade: u64) {

@@ -3,7 +3,9 @@
 mod transactions;
 mod walk;
 
-pub(super) use walk::{Answer, Found, Origin, Read, Stop, Walk};
+pub(super) use walk::{Answer, Found, Origin, Read, Stop, Walk, makes_anew};
+
+use std::ops::Range;
 
 use bytes::Bytes;
 use tombolo_proto::batch::Batch;
@@ -26,6 +28,8 @@ pub(super) struct Taken {
     pub(super) read: Read,
     /// Batches that were made anew.
     pub(super) remade: u64,
+    /// Offsets that hold nothing at all, not even a marker.
+    pub(super) holes: Vec<Range<Offset>>,
 }
 
 /// Reads an answer from its offset on. What is made anew may take twice as much memory as the answer: each run is compressed
@@ -40,11 +44,12 @@ pub(super) fn take(answer: Answer) -> Taken {
         starved: false,
         read: Read::default(),
         remade: 0,
+        holes: Vec::new(),
     };
     let (mut kept, mut made_bytes) = (Kept::default(), 0);
     let mut walk = Walk::new(answer);
     for found in walk.by_ref() {
-        let Found { entry, made, epoch, origin: _ } = match found {
+        let Found { entry, made, epoch, origin } = match found {
             Ok(found) => found,
             Err(stop) => {
                 taken.stop = Some(stop);
@@ -57,6 +62,9 @@ pub(super) fn take(answer: Answer) -> Taken {
             made_bytes += entry.bytes();
         } else if let Entry::Batch(batch) = &entry {
             kept.add(taken.entries.len(), batch);
+        }
+        if origin == Origin::Absent {
+            add(&mut taken.holes, entry.offset()..entry.next_offset());
         }
         push(&mut taken.entries, entry);
         if made_bytes > 2 * size {
@@ -75,6 +83,14 @@ fn push(entries: &mut Vec<Entry>, entry: Entry) {
         *count += more;
     } else {
         entries.push(entry);
+    }
+}
+
+/// Appends a range; one that joins the last makes that longer.
+fn add(ranges: &mut Vec<Range<Offset>>, range: Range<Offset>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        Some(_) | None => ranges.push(range),
     }
 }
 

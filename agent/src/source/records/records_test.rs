@@ -150,6 +150,70 @@ fn a_batch_above_the_limit_is_no_batch_to_wait_for() {
     assert_eq!(spans(&take(aborted)), [(0, 1, false)], "no frame has to carry it");
 }
 
+/// A batch of records of so many bytes, thinned: it lacks its first.
+fn thinned(base: Offset, records: i8, bytes: u8) -> Bytes {
+    let record = |delta: i8| {
+        let value = (0..bytes).map(|at| at.wrapping_mul(delta.cast_unsigned()));
+        let mut body = vec![0, 0, (delta * 2).cast_unsigned(), 1];
+        // Zigzag varints of two bytes: these values have more than 63 bytes.
+        let long =
+            |size: usize| [u8::try_from((size * 2) & 0x7f).unwrap() | 0x80, u8::try_from((size * 2) >> 7).unwrap()];
+        body.extend(long(usize::from(bytes)));
+        body.extend(value);
+        body.push(0);
+        [long(body.len()).to_vec(), body].concat()
+    };
+    let section: Vec<u8> = (1..=records).flat_map(record).collect();
+    let header = BatchBuilder::new(base).records(i32::from(records)).last_offset_delta(i32::from(records)).payload(0);
+    let mut whole = [header.bytes().as_ref(), &section].concat();
+    let length = i32::try_from(whole.len() - 12).unwrap();
+    whole[8..12].copy_from_slice(&length.to_be_bytes());
+    let crc = crc32c::crc32c(&whole[21..]);
+    whole[17..21].copy_from_slice(&crc.to_be_bytes());
+    whole.into()
+}
+
+#[test]
+fn what_is_made_anew_is_cut_where_no_frame_would_carry_it() {
+    let records = thinned(0, 40, 150);
+    assert!(records.len() > 6_000, "more than a frame takes");
+    let taken = take(answer(0, records.clone()));
+    assert_eq!((taken.stop, taken.next), (None, 41));
+    let spans = spans(&take(answer(0, records.clone())));
+    assert_eq!(spans[0], (0, 1, false), "the record that is gone");
+    assert!(spans.len() > 3 && spans[1..].iter().all(|span| span.2), "{spans:?}");
+    assert!(spans.windows(2).all(|pair| pair[0].1 == pair[1].0), "joined: {spans:?}");
+    // Uncut where a frame takes it.
+    let whole = take(Answer { max_batch: 8_000, ..answer(0, records) });
+    assert_eq!(whole.entries.len(), 2);
+    // Messages of old formats come one by one, and are joined to what a frame carries.
+    let old = join(&(0..200).map(message).collect::<Vec<_>>());
+    let taken = take(Answer { max_batch: 1_000, ..answer(0, old) });
+    assert_eq!((taken.stop, taken.next), (None, 200));
+    assert!(taken.entries.len() > 1 && taken.entries.iter().all(|entry| entry.bytes() <= 1_000));
+}
+
+#[test]
+fn holes_are_told_and_markers_are_none() {
+    let later = set(&[BatchBuilder::new(7), BatchBuilder::new(9)]);
+    let records = join(&[set(&[BatchBuilder::new(0).records(2)]), marker(2, PRODUCER, 1), later]);
+    let taken = take(answer(0, records));
+    assert_eq!((taken.holes, taken.next), (vec![3..7, 8..9], 10));
+    assert_eq!(take(answer(0, with_records(0, &[0, 3], 5, 0))).holes, [1..3, 4..6]);
+    assert!(take(answer(0, set(&[BatchBuilder::new(0).records(2)]))).holes.is_empty());
+}
+
+#[test]
+fn work_is_known_by_the_headers() {
+    let works = |records| makes_anew(&answer(1, records));
+    assert!(!works(set(&[BatchBuilder::new(0).records(3), BatchBuilder::new(3)])));
+    assert!(!works(join(&[set(&[BatchBuilder::new(0).records(2)]), marker(2, PRODUCER, 1)])));
+    assert!(!works(with_records(0, &[0], 0, LOG_APPEND_TIME)), "it was read before");
+    assert!(works(with_records(0, &[0, 1], 1, LOG_APPEND_TIME)));
+    assert!(works(with_records(0, &[0, 3], 5, 0)));
+    assert!(works(message(1)));
+}
+
 #[test]
 fn a_cut_batch_starves_and_nothing_does_not() {
     let whole = set(&[BatchBuilder::new(0).payload(500)]);

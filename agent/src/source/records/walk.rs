@@ -108,10 +108,19 @@ pub(in crate::source) struct Read {
     pub(in crate::source) again: usize,
 }
 
-/// What is being made anew.
+/// What is being made anew, and of what.
 enum Current {
-    Runs { runs: Runs, origin: Origin },
+    Runs { unfit: Unfit, runs: Runs, origin: Origin },
     Legacy(Legacy),
+}
+
+/// Whether something of the answer must be made anew, which is work. Looks at headers only.
+pub(in crate::source) fn makes_anew(answer: &Answer) -> bool {
+    split(answer.records.clone()).any(|batch| match batch {
+        Ok(batch) if batch.is_control() || batch.next_offset() <= answer.offset => false,
+        Ok(batch) => !batch.is_dense() || batch.is_log_append_time() || batch.base_offset() < answer.log_start,
+        Err(_) => true,
+    })
 }
 
 impl Walk {
@@ -150,7 +159,7 @@ impl Walk {
     /// Goes on by one batch or piece; false at the end.
     fn step(&mut self) -> Result<bool, Stop> {
         match &mut self.current {
-            Some(Current::Runs { runs, origin }) => {
+            Some(Current::Runs { runs, origin, .. }) => {
                 let (piece, origin) = (runs.next(), *origin);
                 self.piece(piece, origin)
             }
@@ -226,8 +235,8 @@ impl Walk {
         match unfit {
             Err(batch) => self.whole(batch),
             Ok(unfit) => {
-                let runs = unfit.runs(from, UNPACKED_BYTES).map_err(|error| self.unreadable(&error))?;
-                self.current = Some(Current::Runs { runs, origin });
+                let runs = unfit.clone().runs(from, UNPACKED_BYTES).map_err(|error| self.unreadable(&error))?;
+                self.current = Some(Current::Runs { unfit, runs, origin });
                 Ok(())
             }
         }
@@ -241,12 +250,35 @@ impl Walk {
     /// A piece of what is being made anew, or its end.
     fn piece(&mut self, piece: Option<Result<Piece, ReencodeError>>, origin: Origin) -> Result<bool, Stop> {
         match piece {
+            Some(Ok(Piece::Run(batch))) if !self.fits(&batch) => self.cut()?,
             Some(Ok(Piece::Run(batch))) => self.give(Entry::Batch(batch), origin, true)?,
             Some(Ok(Piece::Gap { first, next })) => self.gap(first, next, Origin::Absent)?,
             Some(Err(error)) => return Err(self.unreadable(&error)),
             None => self.current = None,
         }
         Ok(true)
+    }
+
+    /// Whether a frame carries what was made, or no cut would make it smaller.
+    fn fits(&self, batch: &Batch) -> bool {
+        batch.record_count() == 1 || Entry::Batch(batch.clone()).bytes() <= self.max_batch
+    }
+
+    /// Begins what is being made once more, from where it would be too large for a frame: packed by another level, or of
+    /// messages that were packed one by one. Only there: elsewhere borders are the source's.
+    fn cut(&mut self) -> Result<(), Stop> {
+        let most = self.max_batch / 2;
+        self.current = match self.current.take() {
+            Some(Current::Runs { unfit, origin, .. }) => {
+                let runs = unfit.clone().runs(self.next, UNPACKED_BYTES).map_err(|error| self.unreadable(&error))?;
+                Some(Current::Runs { unfit, runs: runs.cut_at(most), origin })
+            }
+            Some(Current::Legacy(_)) => {
+                Some(Current::Legacy(from_legacy(self.records.clone(), self.next, UNPACKED_BYTES).cut_at(most)))
+            }
+            None => None,
+        };
+        Ok(())
     }
 
     fn gap(&mut self, first: Offset, next: Offset, origin: Origin) -> Result<(), Stop> {

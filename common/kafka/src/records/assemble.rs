@@ -34,13 +34,20 @@ pub(super) struct Assembler {
     codec: Codec,
     /// Offset that follows what was taken.
     next: i64,
+    /// Most payload bytes of a run, but for one of a single record.
+    limit: usize,
     run: Option<Run>,
     ready: VecDeque<Piece>,
 }
 
 impl Assembler {
     pub(super) fn new(codec: Codec, from: i64) -> Self {
-        Self { codec, next: from, run: None, ready: VecDeque::new() }
+        Self { codec, next: from, limit: usize::MAX, run: None, ready: VecDeque::new() }
+    }
+
+    /// Ends runs before they have more than so many payload bytes.
+    pub(super) fn cut_at(&mut self, limit: usize) {
+        self.limit = limit;
     }
 
     pub(super) fn next_offset(&self) -> i64 {
@@ -62,6 +69,9 @@ impl Assembler {
 
     pub(super) fn push(&mut self, record: Content<'_>) -> Result<(), ReencodeError> {
         self.skip_to(record.offset)?;
+        if self.run_bytes().saturating_add(record.tail.len()) > self.limit {
+            self.close_run()?;
+        }
         let failed = |source| ReencodeError::Pack { offset: record.offset, source };
         let next = record.offset.checked_add(1).filter(|next| *next < i64::MAX);
         let next =

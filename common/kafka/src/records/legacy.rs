@@ -56,6 +56,13 @@ struct Message {
 }
 
 impl Legacy {
+    /// Cuts batches before they have more than so many bytes of records, uncompressed; a single record goes alone.
+    #[must_use]
+    pub fn cut_at(mut self, bytes: usize) -> Self {
+        self.assembler.cut_at(bytes);
+        self
+    }
+
     /// Bytes that were not taken.
     pub fn remaining(&self) -> usize {
         self.rest.len()

@@ -3,7 +3,7 @@
 //!
 //! Records keep their bytes: key, value and headers are copied without being looked into (the broker that takes the
 //! batch walks them), the codec stays, a consumer sees the same timestamps. Only deltas and the header are new.
-//! Memory: one record and one compressed batch; a section longer than the caller's limit is an error.
+//! Memory: one record and one compressed batch; a record longer than the caller's limit is an error.
 //! Must never: be entered for a dense `CreateTime` batch. [`Unfit`] is the proof that it is not one.
 
 use std::io;
@@ -13,6 +13,10 @@ use tombolo_proto::batch::{Batch, Codec, HEADER_BYTES};
 
 use super::assemble::{Assembler, Content};
 use super::codec::{Section, read_varint};
+
+/// Records are streamed, so that a batch may unpack to much more than one of them may have. Not without bounds: a bomb costs
+/// time.
+const RECORDS_OF_THE_LIMIT: usize = 16;
 
 /// A batch that no broker takes from a client (a hole in its offsets: `LogValidator.validateBatch`), or whose timestamps
 /// would change (`LogAppendTime`: the bit is cleared in place and consumers see the producers' times instead); or one
@@ -114,7 +118,7 @@ impl Unfit {
     /// consecutive offsets one batch (without leader epoch: it is none of the source's), the rest gaps, in order and without an offset left out. A batch without records is
     /// one gap. Every record of a `LogAppendTime` batch gets the append time.
     ///
-    /// `limit` is the largest size of the decompressed records, in bytes.
+    /// `limit` is the largest size of a decompressed record, in bytes; of all together, [`RECORDS_OF_THE_LIMIT`] times that.
     pub fn runs(self, from: i64, limit: usize) -> Result<Runs, ReencodeError> {
         let batch = self.0;
         let (offset, codec) = (batch.base_offset(), batch.codec());
@@ -127,7 +131,7 @@ impl Unfit {
         // The cleaner keeps the bare header of a batch that lost all its records (`DefaultRecordBatch.writeEmptyHeader`).
         let records = if batch.record_count() == 0 { Bytes::new() } else { batch.bytes().slice(HEADER_BYTES..) };
         let readable = if records.is_empty() { Codec::None } else { codec };
-        let section = Section::new(readable, records, limit)
+        let section = Section::new(readable, records, limit.saturating_mul(RECORDS_OF_THE_LIMIT))
             .map_err(|source| ReencodeError::Unpack { offset, codec, source })?
             .ok_or(ReencodeError::Codec { offset, codec })?;
         let from = from.clamp(offset, batch.next_offset());
@@ -162,6 +166,13 @@ pub(super) struct Source {
 }
 
 impl Runs {
+    /// Cuts runs before they have more than so many bytes of records, uncompressed; a single record goes alone.
+    #[must_use]
+    pub fn cut_at(mut self, bytes: usize) -> Self {
+        self.assembler.cut_at(bytes);
+        self
+    }
+
     fn step(&mut self) -> Result<(), ReencodeError> {
         let batch = &self.batch;
         if let Some(record) = self.source.next(batch)? {
@@ -199,6 +210,7 @@ impl Source {
         let offset = batch.base_offset() + self.last.map_or(0, |delta| delta + 1);
         let malformed = |reason| ReencodeError::Malformed { offset, reason };
         let read = read_varint(&mut self.section).and_then(|size| match usize::try_from(size) {
+            Ok(size) if size > self.limit => Err(io::ErrorKind::FileTooLarge.into()),
             Ok(size) => self.section.read_into(&mut self.record, size),
             Err(_) => Err(io::ErrorKind::InvalidData.into()),
         });
@@ -232,7 +244,7 @@ impl Source {
     }
 
     fn failed(&self, batch: &Batch, offset: i64, source: io::Error) -> ReencodeError {
-        if self.section.is_over_limit() {
+        if self.section.is_over_limit() || source.kind() == io::ErrorKind::FileTooLarge {
             ReencodeError::TooLong { offset, limit: self.limit }
         } else {
             ReencodeError::Unpack { offset, codec: batch.codec(), source }
