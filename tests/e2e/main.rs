@@ -10,6 +10,7 @@ mod course;
 mod deleted;
 mod flash;
 mod foreign;
+mod formats;
 mod growth;
 mod history;
 mod kills;

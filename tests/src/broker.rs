@@ -2,7 +2,7 @@
 //!
 //! [`KafkaCluster`] owns its broker processes: they die with it, and with the test process however that one ends.
 //! `distribution` gets Kafka from Maven, `node` runs one broker, `settings` says how, `certificates` makes what TLS
-//! needs, `admin` asks the cluster, `acl` gives rights, `shared` is the pair of clusters that most tests use.
+//! needs, `admin` asks the cluster, `acl` gives rights, `old` is a release with ZooKeeper, `shared` is the pair of clusters that most tests use.
 
 mod acl;
 mod admin;
@@ -10,6 +10,7 @@ mod certificates;
 mod cluster;
 mod distribution;
 mod node;
+mod old;
 mod settings;
 mod shared;
 

@@ -93,7 +93,7 @@ struct Witness {
 impl Witness {
     fn start() -> Self {
         Distribution::require_compiler();
-        let distribution = Distribution::shared();
+        let distribution = Distribution::current();
         let scratch = Scratch::new("java");
         let file = scratch.write("Consumers.java", SOURCE);
         let log = scratch.path().join("log");

@@ -19,7 +19,7 @@ use tombolo_kafka::{ClientSettings, Cluster};
 use super::certificates::Certificates;
 use super::distribution::Distribution;
 use super::node::{ClassArchive, Jvm, Node, Ports};
-use super::settings;
+use super::{old, settings};
 use crate::child::Program;
 use crate::ports::free_port;
 use crate::scratch::Scratch;
@@ -61,9 +61,18 @@ impl Mechanism {
     }
 }
 
+/// Which Kafka a cluster is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Release {
+    Current,
+    /// With ZooKeeper, see `old`.
+    Old,
+}
+
 /// What cluster to start.
 #[derive(Clone, Debug)]
 pub struct ClusterSpec {
+    pub(super) release: Release,
     pub(super) brokers: u16,
     pub(super) listener: Listener,
     heap_mib: u32,
@@ -74,7 +83,13 @@ pub struct ClusterSpec {
 impl ClusterSpec {
     /// One broker, plain text.
     pub fn single() -> Self {
-        Self { brokers: 1, listener: Listener::Plaintext, heap_mib: 384, jvm: Jvm::Brisk, settings: Vec::new() }
+        let (release, listener) = (Release::Current, Listener::Plaintext);
+        Self { release, brokers: 1, listener, heap_mib: 384, jvm: Jvm::Brisk, settings: Vec::new() }
+    }
+
+    /// One broker of an old release, plain text: topics may have `message.format.version` 0.9.0 (v0) or 0.10.2 (v1).
+    pub fn old() -> Self {
+        Self { release: Release::Old, ..Self::single() }
     }
 
     /// Three brokers, plain text; topics have three replicas and need two in sync unless told otherwise.
@@ -117,6 +132,8 @@ pub struct KafkaCluster {
     listener: Listener,
     certificates: Option<Certificates>,
     brokers: u16,
+    /// Of an old release: killed after its broker.
+    _keeper: Option<Program>,
     // After the nodes: their files go once they are dead.
     _scratch: Scratch,
 }
@@ -130,9 +147,13 @@ impl fmt::Debug for KafkaCluster {
 impl KafkaCluster {
     /// Starts a cluster and waits until every broker serves. Panics with the brokers' last words if they do not.
     pub async fn start(spec: ClusterSpec) -> Self {
-        let found = spawn_blocking(|| Distribution::shared().clone()).await;
+        let wanted = match spec.release {
+            Release::Current => Distribution::current,
+            Release::Old => Distribution::old,
+        };
+        let found = spawn_blocking(move || wanted().clone()).await;
         let distribution = found.unwrap_or_else(|failure| resume_unwind(failure.into_panic()));
-        make_class_archive(&distribution).await;
+        make_class_archive(&distribution, spec.release).await;
         let archive = ClassArchive::Use(distribution.class_archive());
         Self::start_with(&spec, &distribution, &archive).await
     }
@@ -163,7 +184,13 @@ impl KafkaCluster {
                 Node::new(id, *ports, folder, distribution, archive.clone(), (spec.jvm, spec.heap_mib))
             })
             .collect();
-        format(spec, &nodes, &ports, certificates.as_ref()).await;
+        let keeper = match spec.release {
+            Release::Current => {
+                format(spec, &nodes, &ports, certificates.as_ref()).await;
+                None
+            }
+            Release::Old => Some(old::prepare(spec, &nodes, &ports)),
+        };
         for node in &mut nodes {
             node.start();
         }
@@ -177,6 +204,7 @@ impl KafkaCluster {
             listener: spec.listener,
             certificates,
             brokers: spec.brokers,
+            _keeper: keeper,
             _scratch: scratch,
         };
         cluster.wait_until_serving().await.map(|()| cluster)
@@ -296,7 +324,7 @@ impl KafkaCluster {
         self.with_node(1, |node| node.ports.internal)
     }
 
-    fn with_node<T>(&self, id: i32, act: impl FnOnce(&mut Node) -> T) -> T {
+    pub(super) fn with_node<T>(&self, id: i32, act: impl FnOnce(&mut Node) -> T) -> T {
         act(self.nodes().iter_mut().find(|node| node.id == id).expect("a cluster's brokers are 1 to 3"))
     }
 
@@ -356,7 +384,7 @@ async fn format(spec: &ClusterSpec, nodes: &[Node], ports: &[Ports], certificate
 
 /// The archive of parsed classes halves the start of a broker (measured: 2.0 s against 1.0 s on an idle machine). It is
 /// written by a broker that ends by itself, once per Kafka version in the cache.
-async fn make_class_archive(distribution: &Distribution) {
+async fn make_class_archive(distribution: &Distribution, release: Release) {
     let archive = distribution.class_archive();
     if archive.exists() {
         return;
@@ -367,7 +395,7 @@ async fn make_class_archive(distribution: &Distribution) {
         return;
     }
     let partial = archive.with_extension("partial");
-    let spec = ClusterSpec::single();
+    let spec = ClusterSpec { release, ..ClusterSpec::single() };
     let make = ClassArchive::Make(partial.clone());
     let cluster = KafkaCluster::start_with(&spec, distribution, &make).await;
     cluster.stop_broker(1).await;

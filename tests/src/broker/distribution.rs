@@ -1,8 +1,8 @@
 //! Kafka's jars, brought from Maven once and kept in a cache folder.
 //!
 //! `TOMBOLO_CACHE` names the cache (else `~/.cache/tombolo`), `TOMBOLO_KAFKA_VERSION` another Kafka than the one that
-//! `tests/kafka/pom.xml` pins. Test processes that run at once take turns at a file lock, and a folder appears under
-//! its name only when it is whole.
+//! `tests/kafka/pom.xml` pins; it pins an old one too. Test processes that run at once take turns at a file lock, and a
+//! folder appears under its name only when it is whole.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -27,25 +27,26 @@ pub(super) struct CacheLock {
 }
 
 impl Distribution {
-    /// The one of this process. Where Kafka cannot be had, the first test says why and the others fail at once.
-    pub(crate) fn shared() -> &'static Self {
-        static SHARED: LazyLock<Distribution> = LazyLock::new(Distribution::find);
-        &SHARED
+    /// The Kafka under test. Blocks the first time: seconds when it is in the cache, a minute when it is not. Where it cannot
+    /// be had, the first test says why and the others fail at once.
+    pub(crate) fn current() -> &'static Self {
+        static CURRENT: LazyLock<Distribution> =
+            LazyLock::new(|| Distribution::find("kafka", "kafka_2.13", current_version()));
+        &CURRENT
     }
 
-    /// Panics where `java` cannot run a source file.
-    pub(crate) fn require_compiler() {
-        require("javac", "-version");
+    /// A release that keeps messages of formats v0 and v1. Blocks as [`Distribution::current`] does.
+    pub(super) fn old() -> &'static Self {
+        static OLD: LazyLock<Distribution> =
+            LazyLock::new(|| Distribution::find("kafka", "kafka_2.13", pinned("old.kafka.version").to_owned()));
+        &OLD
     }
 
-    /// Finds a broker's jars in the cache or brings them. Blocks: seconds when they are there, a minute when they are not.
-    fn find() -> Self {
-        Self::of("kafka", "kafka_2.13")
-    }
-
-    /// As [`Distribution::find`], those of `MirrorMaker` 2.
-    pub(crate) fn mirror_maker() -> Self {
-        Self::of("mirror-maker", "connect-mirror")
+    /// `MirrorMaker` 2 of the current version. Blocks as [`Distribution::current`] does.
+    pub(crate) fn mirror_maker() -> &'static Self {
+        static MIRROR_MAKER: LazyLock<Distribution> =
+            LazyLock::new(|| Distribution::find("mirror-maker", "connect-mirror", current_version()));
+        &MIRROR_MAKER
     }
 
     /// The Kafka version.
@@ -53,8 +54,13 @@ impl Distribution {
         &self.version
     }
 
-    fn of(name: &str, artifact: &'static str) -> Self {
-        let version = env::var("TOMBOLO_KAFKA_VERSION").unwrap_or_else(|_| pinned_version().to_owned());
+    /// Panics where `java` cannot run a source file.
+    pub(crate) fn require_compiler() {
+        require("javac", "-version");
+    }
+
+    /// Finds the jars of an artifact in the cache or brings them.
+    fn find(name: &str, artifact: &'static str, version: String) -> Self {
         let cache = cache_folder();
         fs::create_dir_all(&cache)
             .unwrap_or_else(|error| panic!("cannot make the cache folder {}: {error}", cache.display()));
@@ -125,10 +131,14 @@ impl Distribution {
     }
 }
 
-/// The version that the pom pins: written there, once.
-fn pinned_version() -> &'static str {
-    let (_, rest) = POM.split_once("<kafka.version>").expect("the pom pins a version");
-    rest.split_once("</kafka.version>").expect("the pom closes its elements").0
+fn current_version() -> String {
+    env::var("TOMBOLO_KAFKA_VERSION").unwrap_or_else(|_| pinned("kafka.version").to_owned())
+}
+
+/// A version that the pom pins: written there, once.
+fn pinned(property: &str) -> &'static str {
+    let (_, rest) = POM.split_once(&format!("<{property}>")).expect("the pom pins a version");
+    rest.split_once("</").expect("the pom closes its elements").0
 }
 
 fn cache_folder() -> PathBuf {

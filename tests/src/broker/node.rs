@@ -51,7 +51,7 @@ impl Jvm {
 pub(super) struct Node {
     pub(super) id: i32,
     pub(super) ports: Ports,
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     distribution: Distribution,
     archive: ClassArchive,
     jvm: Jvm,
@@ -74,12 +74,7 @@ impl Node {
 
     /// Writes the settings and formats the data folder, with the SCRAM users given as `StorageTool` wants them.
     pub(super) fn format(&self, cluster_id: &str, settings: &[(String, String)], scram: &[String]) -> Program {
-        let mut text = String::new();
-        for (key, value) in settings {
-            writeln!(text, "{key}={value}").expect("a string takes all");
-        }
-        writeln!(text, "log.dirs={}", self.folder.join("data").display()).expect("a string takes all");
-        fs::write(self.settings(), text).expect("the temp folder can be written");
+        self.configure(settings);
         let mut arguments = self.java(&[]);
         for word in ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c"] {
             arguments.push(word.to_owned());
@@ -89,6 +84,26 @@ impl Node {
             arguments.extend(["--add-scram".to_owned(), user.clone()]);
         }
         Program::start(Path::new("java"), &arguments, &self.folder, &self.log())
+    }
+
+    /// Writes the settings.
+    pub(super) fn configure(&self, settings: &[(String, String)]) {
+        let mut text = String::new();
+        for (key, value) in settings {
+            writeln!(text, "{key}={value}").expect("a string takes all");
+        }
+        writeln!(text, "log.dirs={}", self.folder.join("data").display()).expect("a string takes all");
+        fs::write(self.settings(), text).expect("the temp folder can be written");
+    }
+
+    /// Starts another program of the broker's release; what it says goes to a file of that name in the broker's folder.
+    pub(super) fn start_beside(&self, name: &str, class: &str, arguments: &[String]) -> (Program, PathBuf) {
+        // ZooKeeper's web page has a port of its own.
+        let mut words = self.java(&["-Dzookeeper.admin.enableServer=false".to_owned()]);
+        words.push(class.to_owned());
+        words.extend_from_slice(arguments);
+        let log = self.folder.join(name);
+        (Program::start(Path::new("java"), &words, &self.folder, &log), log)
     }
 
     /// Starts the broker; it must not be running.
@@ -172,7 +187,7 @@ impl Node {
     }
 
     /// The partition's segment files, in order.
-    fn segments(&self, topic: &str, partition: i32) -> Vec<PathBuf> {
+    pub(super) fn segments(&self, topic: &str, partition: i32) -> Vec<PathBuf> {
         let folder = self.folder.join("data").join(format!("{topic}-{partition}"));
         let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
         let mut segments: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();

@@ -59,18 +59,12 @@ pub(super) fn broker(
         set(&format!("{topic}.min.isr"), in_sync);
     }
 
-    // Tests create what they need, and write records with old timestamps that must not be deleted by their age.
-    set("auto.create.topics.enable", "false");
-    set("log.retention.ms", "-1");
-    set("group.initial.rebalance.delay.ms", "0");
     // A dead broker is noticed soon, a starved one is not taken for dead.
     set("broker.session.timeout.ms", "6000");
     set("broker.heartbeat.interval.ms", "500");
-    // Small machine, many brokers.
-    set("num.network.threads", "2");
-    set("num.io.threads", "4");
-    set("background.threads", "2");
-    set("log.cleaner.dedupe.buffer.size", "8388608");
+    for (key, value) in common() {
+        set(key, value);
+    }
 
     if let Some(certificates) = certificates {
         for (key, value) in security(spec.listener, certificates) {
@@ -79,6 +73,21 @@ pub(super) fn broker(
     }
     settings.extend(spec.settings.iter().cloned());
     settings
+}
+
+/// Of brokers of every release.
+pub(super) fn common() -> [(&'static str, &'static str); 7] {
+    [
+        // Tests create what they need, and write records with old timestamps that must not be deleted by their age.
+        ("auto.create.topics.enable", "false"),
+        ("log.retention.ms", "-1"),
+        ("group.initial.rebalance.delay.ms", "0"),
+        // Small machine, many brokers.
+        ("num.network.threads", "2"),
+        ("num.io.threads", "4"),
+        ("background.threads", "2"),
+        ("log.cleaner.dedupe.buffer.size", "8388608"),
+    ]
 }
 
 fn security(listener: Listener, certificates: &Certificates) -> Vec<(String, String)> {
