@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 use std::process::Output;
+use std::time::Instant;
 
 use serde_json::Value;
 use tombolo_tests::broker::{KafkaCluster, Mechanism, shared_pair, unique_name};
-use tombolo_tests::process::tombolo;
+use tombolo_tests::compare::wait_until_mirrored;
+use tombolo_tests::process::{tombolo, tombolo_measured};
 use tombolo_tests::producer::{Shape, Workload};
 use tombolo_tests::rig::{Rig, RigSpec};
 use tombolo_tests::scratch::Scratch;
 
-use crate::course::{Turn, assert_equal, wait_for_state, wait_until_active};
+use crate::course::{DEADLINE, Turn, assert_equal, tell, wait_for_state, wait_until_active};
 
 const PARTITIONS: i32 = 3;
 const RECORDS: u64 = 3_000;
@@ -60,6 +62,14 @@ impl Verifier {
         let settings = self.settings.display().to_string();
         let words: Vec<&str> = ["verify", "--config", &settings].into_iter().chain(words.iter().copied()).collect();
         Verified::of(&tombolo(&words).await)
+    }
+
+    /// As [`Verifier::run`], with the most memory that it took.
+    async fn run_measured(&self, words: &[&str]) -> (Verified, u64) {
+        let settings = self.settings.display().to_string();
+        let words: Vec<&str> = ["verify", "--config", &settings].into_iter().chain(words.iter().copied()).collect();
+        let (output, peak) = tombolo_measured(&words).await;
+        (Verified::of(&output), peak)
     }
 }
 
@@ -119,6 +129,37 @@ async fn an_exact_mirror_passes_by_every_reading() {
     assert!(nothing.code == NOT_COMPARED && nothing.err.contains("no topic to compare"), "{nothing:?}");
     let refused = verifier.run(&["--topic", "a*b"]).await;
     assert!(refused.code == REFUSED && refused.err.contains("--topic"), "{refused:?}");
+}
+
+/// Bytes of a topic that is verified in bounded memory; `TOMBOLO_VERIFIED_BYTES=n` takes another number.
+const VERIFIED_BYTES: u64 = 200_000_000;
+/// Of one record.
+const RECORD_BYTES: usize = 4_000;
+const MIB: u64 = 1 << 20;
+/// What `verify` may hold, whatever the size of the topics.
+const VERIFY_MIB: u64 = 64;
+
+#[tokio::test]
+async fn the_memory_of_a_verify_does_not_grow_with_the_topic() {
+    let _turn = Turn::shared().await;
+    let pair = shared_pair().await;
+    let bytes = std::env::var("TOMBOLO_VERIFIED_BYTES").ok();
+    let bytes = bytes.map_or(VERIFIED_BYTES, |given| given.parse().expect("TOMBOLO_VERIFIED_BYTES is a number"));
+    let records = bytes / RECORD_BYTES as u64;
+    let topic = unique_name("verified-at-length");
+    pair.source.create_topic(&topic, PARTITIONS, 1, &[]).await;
+    let rig = Rig::start(&pair.source, &pair.cloud, RigSpec::new(&[&topic])).await;
+    wait_until_active(&rig, &[&topic]).await;
+    let workload = Workload::new().topic(&topic, PARTITIONS).shape(Shape::Plain(RECORD_BYTES));
+    workload.produce(&pair.source.client_config(), records).await;
+    wait_until_mirrored(&pair.source, &pair.cloud, &[&topic], 10 * DEADLINE).await;
+    let verifier = Verifier::of(&pair.source, &pair.cloud);
+    let began = Instant::now();
+    let (verified, peak) = verifier.run_measured(&["--link", &rig.name, "--topic", &topic, "--output", "json"]).await;
+    assert_eq!(verified.code, PASSES, "{verified:?}");
+    assert_eq!(verified.json()["records"], records, "{verified:?}");
+    tell(&format!("verify of {bytes} bytes, {} MiB at its peak", peak / MIB), records, began);
+    assert!(peak > 0 && peak < VERIFY_MIB * MIB, "verify took {} MiB at its peak", peak / MIB);
 }
 
 #[tokio::test]

@@ -28,26 +28,22 @@ pub struct Usage {
 }
 
 impl Usage {
-    fn of(id: u32) -> Self {
+    /// `None` once it has ended.
+    pub(crate) fn of(id: u32) -> Option<Self> {
         let folder = Path::new("/proc").join(id.to_string());
-        let status = fs::read_to_string(folder.join("status")).expect("a running process has a status");
+        let status = fs::read_to_string(folder.join("status")).ok()?;
         let bytes = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux tells VmHWM and VmRSS");
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("memory is told in kB");
-            kib * 1024
+            Some(kib * 1024)
         };
-        let stat = fs::read_to_string(folder.join("stat")).expect("a running process has a stat");
+        let stat = fs::read_to_string(folder.join("stat")).ok()?;
         // Fields from the third on follow the name, which may hold anything, in brackets: proc_pid_stat(5).
-        let (_, fields) = stat.rsplit_once(')').expect("a stat holds the name in brackets");
-        let ticks = |number: usize| -> f64 {
-            let field = fields.split_whitespace().nth(number - 3).expect("utime and stime are fields 14 and 15");
-            field.parse().expect("times are numbers")
-        };
-        Self {
-            cpu_seconds: (ticks(14) + ticks(15)) / TICKS_PER_SECOND,
-            peak_bytes: bytes("VmHWM:"),
-            resident_bytes: bytes("VmRSS:"),
-        }
+        let (_, fields) = stat.rsplit_once(')')?;
+        let ticks = |number: usize| fields.split_whitespace().nth(number - 3)?.parse::<f64>().ok();
+        // utime and stime.
+        let cpu_seconds = (ticks(14)? + ticks(15)?) / TICKS_PER_SECOND;
+        Some(Self { cpu_seconds, peak_bytes: bytes("VmHWM:")?, resident_bytes: bytes("VmRSS:")? })
     }
 }
 
@@ -139,7 +135,7 @@ impl Program {
 
     /// What it has taken of the machine since it started; nothing more is known once it has been waited for.
     pub fn usage(&self) -> Usage {
-        Usage::of(self.id())
+        Usage::of(self.id()).expect("a running process has a status")
     }
 
     /// SIGKILL, and waits for the end.

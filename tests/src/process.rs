@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Output};
+use std::process::{ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,25 @@ impl Binary {
 /// Runs the operator's program, `tombolo`, with these arguments to its end.
 pub async fn tombolo(arguments: &[&str]) -> Output {
     run("tombolo", arguments).await
+}
+
+/// As [`tombolo`], for as long as it takes, with the most memory that the process was seen to hold, in bytes.
+pub async fn tombolo_measured(arguments: &[&str]) -> (Output, u64) {
+    let program = binaries::path("tombolo").await;
+    let mut command = tokio::process::Command::new(program);
+    command.args(arguments).kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("the program was built");
+    let id = child.id().expect("a child that was not waited for has an id");
+    let output = child.wait_with_output();
+    tokio::pin!(output);
+    let mut peak = 0;
+    loop {
+        // The peak stays readable until the process ends.
+        match tokio::time::timeout(Duration::from_millis(10), &mut output).await {
+            Ok(output) => return (output.expect("a child's words can be read"), peak),
+            Err(_) => peak = Usage::of(id).map_or(peak, |usage| usage.peak_bytes),
+        }
+    }
 }
 
 async fn run(name: &str, arguments: &[&str]) -> Output {
