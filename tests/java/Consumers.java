@@ -1,9 +1,9 @@
-// Kafka's own consumer, as a witness: reads a partition of a source and of its mirror at both isolation levels and says
+// Kafka's own consumer, as a witness: reads partitions of a source and of its mirror at both isolation levels and says
 // whether an application sees the same in both, record by record and offset by offset.
 //
-// Run by tests/src/java.rs with the source launcher of a JDK and Kafka's jars. A request is a line of four or five fields
-// with tabs between them: how to reach source and mirror, topic, partition, and the first offset to read, where the two
-// logs do not begin at the same one. The answer is a line too: `equal`, records, aborted records; or `different`, or
+// Run by tests/src/java.rs with the source launcher of a JDK and Kafka's jars. A request is a line of fields with tabs
+// between them: how to reach source and mirror, the first offset to read, or `-` where the logs begin at the same one, and
+// topic and number of each partition. The answer is a line too: `equal`, records, aborted records; or `different`, or
 // `failed`, and why. It ends when its standard input does.
 
 import java.io.BufferedReader;
@@ -11,8 +11,9 @@ import java.io.IOException;
 import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
+import java.util.ArrayDeque;
+import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Collections;
 import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -27,8 +28,12 @@ import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 public final class Consumers {
     private static final String COMMITTED = "read_committed";
     private static final String UNCOMMITTED = "read_uncommitted";
-    /** One read of a partition's next record; a broker that fails over is waited for. */
+    /** Without any progress; a broker that fails over is waited for. */
     private static final Duration PATIENCE = Duration.ofSeconds(30);
+    /** Partitions that are read at a time: each question to a broker is about all of them. */
+    private static final int AT_A_TIME = 50;
+    /** Of one partition by one consumer that others have not got to. */
+    private static final long HELD_BYTES = 256 * 1024;
     /** Of two clusters that most tests share, and of two that a test has for itself. */
     private static final int KEPT = 8;
 
@@ -47,8 +52,16 @@ public final class Consumers {
     private String answer(String request) {
         String[] fields = request.split("\t");
         try {
-            TopicPartition partition = new TopicPartition(fields[2], Integer.parseInt(fields[3]));
-            Seen seen = compare(fields[0], fields[1], partition, fields.length > 4 ? Long.valueOf(fields[4]) : null);
+            Long from = fields[2].equals("-") ? null : Long.valueOf(fields[2]);
+            List<TopicPartition> partitions = new ArrayList<>();
+            for (int index = 3; index < fields.length; index += 2) {
+                partitions.add(new TopicPartition(fields[index], Integer.parseInt(fields[index + 1])));
+            }
+            Seen seen = new Seen();
+            for (int first = 0; first < partitions.size(); first += AT_A_TIME) {
+                int next = Math.min(first + AT_A_TIME, partitions.size());
+                compare(fields[0], fields[1], partitions.subList(first, next), from, seen);
+            }
             return "equal\t" + seen.records + "\t" + seen.aborted;
         } catch (Different difference) {
             return "different\t" + difference.getMessage();
@@ -57,45 +70,50 @@ public final class Consumers {
         }
     }
 
-    private Seen compare(String source, String mirror, TopicPartition partition, Long from) throws Different {
-        Log ours = log("source", source, COMMITTED, partition);
-        Log all = log("source", source, UNCOMMITTED, partition);
-        Log[] mirrored = {log("mirror", mirror, COMMITTED, partition), log("mirror", mirror, UNCOMMITTED, partition)};
-        for (Log log : List.of(all, mirrored[0], mirrored[1])) {
-            if (from == null) {
-                require(log.start == ours.start, log, "starts at " + log.start + ", the source at " + ours.start);
-            }
-            require(log.end == ours.end, log, "ends at " + log.end + ", the source at " + ours.end);
+    private void compare(String source, String mirror, List<TopicPartition> partitions, Long from, Seen seen)
+            throws Different {
+        Reader[] readers = {
+            reader("source", source, COMMITTED, partitions),
+            reader("source", source, UNCOMMITTED, partitions),
+            reader("mirror", mirror, COMMITTED, partitions),
+            reader("mirror", mirror, UNCOMMITTED, partitions),
+        };
+        List<Comparison> open = new ArrayList<>();
+        for (TopicPartition partition : partitions) {
+            Comparison comparison = new Comparison(readers, partition);
+            comparison.checkRange(from);
+            open.add(comparison);
         }
-        for (Log log : List.of(ours, all, mirrored[0], mirrored[1])) {
-            log.seek(from == null ? log.start : from);
+        for (Reader reader : readers) {
+            reader.begin(from);
         }
-        Seen seen = new Seen();
+        long progress = -1;
+        long deadline = 0;
         while (true) {
-            ConsumerRecord<byte[], byte[]> wanted = ours.next();
-            for (Log log : mirrored) {
-                ConsumerRecord<byte[], byte[]> record = log.next();
-                same(wanted, record, log);
-                // A mirror keeps the time; where the source's is one of append, it is one of creation there.
-                boolean created = record == null || record.timestampType() == TimestampType.CREATE_TIME;
-                require(created, log, "has a time of append at " + at(record));
+            for (Iterator<Comparison> each = open.iterator(); each.hasNext();) {
+                if (each.next().advance(seen)) {
+                    each.remove();
+                }
             }
-            ConsumerRecord<byte[], byte[]> uncommitted = all.next();
-            while (uncommitted != null && (wanted == null || uncommitted.offset() < wanted.offset())) {
-                seen.aborted++;
-                uncommitted = all.next();
+            if (open.isEmpty()) {
+                return;
             }
-            same(wanted, uncommitted, all);
-            if (wanted == null) {
-                return seen;
+            long reached = 0;
+            for (Reader reader : readers) {
+                reached += reader.poll();
             }
-            seen.records++;
+            if (reached > progress) {
+                progress = reached;
+                deadline = System.nanoTime() + PATIENCE.toNanos();
+            } else if (System.nanoTime() - deadline > 0) {
+                throw new IllegalStateException(open.get(0).ours.partition + ": no progress");
+            }
         }
     }
 
-    private Log log(String side, String address, String isolation, TopicPartition partition) {
+    private Reader reader(String side, String address, String isolation, List<TopicPartition> partitions) {
         // By side too: a cluster may be compared with itself.
-        return new Log(side + ", " + isolation, consumer(side + " " + address, address, isolation), partition);
+        return new Reader(side + ", " + isolation, consumer(side + " " + address, address, isolation), partitions);
     }
 
     /** A consumer of this cluster at this level: a new one, or the one that has been used before. */
@@ -117,6 +135,7 @@ public final class Consumers {
             "auto.offset.reset", "none",
             "enable.auto.commit", "false",
             "fetch.max.wait.ms", "10",
+            "fetch.max.bytes", "8388608",
             "retry.backoff.ms", "20",
             "reconnect.backoff.ms", "20",
             "reconnect.backoff.max.ms", "200");
@@ -158,46 +177,141 @@ public final class Consumers {
         }
     }
 
+    /** One consumer, and the logs that it reads. */
+    private static final class Reader {
+        private final KafkaConsumer<byte[], byte[]> consumer;
+        private final Map<TopicPartition, Log> logs = new LinkedHashMap<>();
+
+        Reader(String name, KafkaConsumer<byte[], byte[]> consumer, List<TopicPartition> partitions) {
+            this.consumer = consumer;
+            Map<TopicPartition, Long> starts = consumer.beginningOffsets(partitions);
+            Map<TopicPartition, Long> ends = consumer.endOffsets(partitions);
+            for (TopicPartition partition : partitions) {
+                logs.put(partition, new Log(name, partition, starts.get(partition), ends.get(partition)));
+            }
+        }
+
+        void begin(Long from) {
+            // What was paused before must not stay so.
+            consumer.unsubscribe();
+            consumer.assign(logs.keySet());
+            for (Log log : logs.values()) {
+                log.position = from == null ? log.start : from;
+                consumer.seek(log.partition, log.position);
+            }
+        }
+
+        /** Reads on in the logs that have more to read and do not hold enough. Returns the sum of the positions. */
+        long poll() {
+            List<TopicPartition> paused = new ArrayList<>();
+            List<TopicPartition> wanted = new ArrayList<>();
+            for (Log log : logs.values()) {
+                (log.position >= log.end || log.heldBytes > HELD_BYTES ? paused : wanted).add(log.partition);
+            }
+            if (!wanted.isEmpty()) {
+                consumer.pause(paused);
+                consumer.resume(wanted);
+                for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofMillis(200))) {
+                    logs.get(new TopicPartition(record.topic(), record.partition())).hold(record);
+                }
+            }
+            long sum = 0;
+            for (Log log : logs.values()) {
+                // Markers and what this level does not show are passed over.
+                log.position = consumer.position(log.partition);
+                sum += log.position;
+            }
+            return sum;
+        }
+    }
+
     /** One partition as one consumer sees it. */
     private static final class Log {
         private final String name;
-        private final KafkaConsumer<byte[], byte[]> consumer;
         private final TopicPartition partition;
         private final long start;
         private final long end;
-        private Iterator<ConsumerRecord<byte[], byte[]>> records = Collections.emptyIterator();
+        private final ArrayDeque<ConsumerRecord<byte[], byte[]>> held = new ArrayDeque<>();
+        private long heldBytes;
+        private long position;
 
-        Log(String name, KafkaConsumer<byte[], byte[]> consumer, TopicPartition partition) {
+        Log(String name, TopicPartition partition, long start, long end) {
             this.name = name;
-            this.consumer = consumer;
             this.partition = partition;
-            start = consumer.beginningOffsets(List.of(partition)).get(partition);
-            end = consumer.endOffsets(List.of(partition)).get(partition);
+            this.start = start;
+            this.end = end;
         }
 
-        void seek(long offset) {
-            consumer.assign(List.of(partition));
-            consumer.seek(partition, offset);
+        void hold(ConsumerRecord<byte[], byte[]> record) {
+            held.add(record);
+            heldBytes += size(record);
         }
 
-        /** The next record; null at the end. Markers and what this level does not show are passed over. */
+        /** Whether {@link #next} is known: a record, or null at the end. */
+        boolean knowsNext() {
+            return !held.isEmpty() || position >= end;
+        }
+
         ConsumerRecord<byte[], byte[]> next() {
-            long deadline = System.nanoTime() + PATIENCE.toNanos();
-            long position = -1;
-            while (!records.hasNext()) {
-                long reached = consumer.position(partition);
-                if (reached >= end) {
-                    return null;
-                }
-                if (reached > position) {
-                    position = reached;
-                    deadline = System.nanoTime() + PATIENCE.toNanos();
-                } else if (System.nanoTime() - deadline > 0) {
-                    throw new IllegalStateException(partition + " (" + name + "): stuck at " + position);
-                }
-                records = consumer.poll(Duration.ofMillis(200)).records(partition).iterator();
+            return held.peek();
+        }
+
+        void take() {
+            heldBytes -= size(held.remove());
+        }
+
+        private static long size(ConsumerRecord<byte[], byte[]> record) {
+            return 100L + Math.max(record.serializedKeySize(), 0) + Math.max(record.serializedValueSize(), 0);
+        }
+    }
+
+    /** One partition in both clusters at both levels. */
+    private static final class Comparison {
+        private final Log ours;
+        private final Log all;
+        private final List<Log> mirrored;
+
+        Comparison(Reader[] readers, TopicPartition partition) {
+            ours = readers[0].logs.get(partition);
+            all = readers[1].logs.get(partition);
+            mirrored = List.of(readers[2].logs.get(partition), readers[3].logs.get(partition));
+        }
+
+        void checkRange(Long from) throws Different {
+            for (Log log : List.of(all, mirrored.get(0), mirrored.get(1))) {
+                boolean begins = from != null || log.start == ours.start;
+                require(begins, log, "starts at " + log.start + ", the source at " + ours.start);
+                require(log.end == ours.end, log, "ends at " + log.end + ", the source at " + ours.end);
             }
-            return records.next();
+        }
+
+        /** Compares as far as all have read; whether that was all. */
+        boolean advance(Seen seen) throws Different {
+            while (ours.knowsNext() && all.knowsNext() && mirrored.stream().allMatch(Log::knowsNext)) {
+                ConsumerRecord<byte[], byte[]> wanted = ours.next();
+                ConsumerRecord<byte[], byte[]> uncommitted = all.next();
+                if (uncommitted != null && (wanted == null || uncommitted.offset() < wanted.offset())) {
+                    all.take();
+                    seen.aborted++;
+                    continue;
+                }
+                same(wanted, uncommitted, all);
+                for (Log log : mirrored) {
+                    ConsumerRecord<byte[], byte[]> record = log.next();
+                    same(wanted, record, log);
+                    // A mirror keeps the time; where the source's is one of append, it is one of creation there.
+                    boolean created = record == null || record.timestampType() == TimestampType.CREATE_TIME;
+                    require(created, log, "has a time of append at " + at(record));
+                }
+                if (wanted == null) {
+                    return true;
+                }
+                seen.records++;
+                ours.take();
+                all.take();
+                mirrored.forEach(Log::take);
+            }
+            return false;
         }
     }
 
