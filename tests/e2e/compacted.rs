@@ -30,6 +30,11 @@ const HISTORY: u64 = 15_000;
 const KEYS: u64 = 2_000;
 /// Records a second of each topic, so that its segments roll.
 const RATE: u32 = 5_000;
+/// In all, into logs that are cleaned while they are mirrored, over at least [`KEYS`] keys and one for a hundred writes;
+/// `TOMBOLO_COMPACTED_WRITES=n` takes another number.
+const WRITES: u64 = 60_000;
+/// For millions of writes.
+const LONG: Duration = Duration::from_mins(10);
 
 /// A topic and what writes into it.
 struct Held {
@@ -39,10 +44,14 @@ struct Held {
 
 impl Held {
     async fn new(source: &KafkaCluster, codec: Codec, configs: &[(&str, &str)]) -> Self {
+        Self::with_keys(source, codec, configs, KEYS).await
+    }
+
+    async fn with_keys(source: &KafkaCluster, codec: Codec, configs: &[(&str, &str)], keys: u64) -> Self {
         let topic = unique_name(&format!("compacted-{}", codec.name()));
         let configs: Vec<_> = COMPACT.iter().chain(configs).copied().collect();
         source.create_topic(&topic, 1, 1, &configs).await;
-        let workload = Workload::new().topic(&topic, 1).codec(codec).shape(Shape::Keyed).keys(KEYS);
+        let workload = Workload::new().topic(&topic, 1).codec(codec).shape(Shape::Keyed).keys(keys);
         Self { workload: workload.set("batch.num.messages", "100"), topic }
     }
 }
@@ -128,10 +137,12 @@ async fn what_the_cleaner_left_is_mirrored_at_its_offsets() {
 #[tokio::test]
 async fn a_log_that_is_cleaned_while_it_is_mirrored_loses_nothing_that_it_keeps() {
     let _turn = Turn::apart().await;
+    let writes = std::env::var("TOMBOLO_COMPACTED_WRITES").ok();
+    let writes = writes.map_or(WRITES, |given| given.parse().expect("TOMBOLO_COMPACTED_WRITES is a number"));
     let (source, cloud) = clusters().await;
     let mut logs = Vec::new();
     for codec in [Codec::None, Codec::Zstd] {
-        logs.push(Held::new(&source, codec, &[]).await);
+        logs.push(Held::with_keys(&source, codec, &[("segment.bytes", "4194304")], KEYS.max(writes / 100)).await);
     }
     let topics: Vec<&str> = logs.iter().map(|held| held.topic.as_str()).collect();
     let start = Instant::now();
@@ -150,16 +161,16 @@ async fn a_log_that_is_cleaned_while_it_is_mirrored_loses_nothing_that_it_keeps(
     for topic in &topics {
         cloud.alter_topic(topic, &[("min.compaction.lag.ms", NEVER)]).await;
     }
-    until("more is written while the cleaner works", DEADLINE, async || {
+    until("more is written while the cleaner works", LONG, async || {
         let written: u64 = producers.iter().map(BackgroundProducer::acknowledged).sum();
-        if written > 2 * HISTORY * 2 { Ok(()) } else { Err(written) }
+        if written >= writes { Ok(()) } else { Err(written) }
     })
     .await;
     let mut written = 0;
     for producer in producers {
         written += producer.stop().await.acknowledged();
     }
-    wait_until_mirrored(&source, &cloud, &topics, DEADLINE).await;
+    wait_until_mirrored(&source, &cloud, &topics, LONG).await;
     for topic in &topics {
         Logs::read(&source, &cloud, topic).await.assert_complete();
     }
