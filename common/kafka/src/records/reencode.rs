@@ -118,7 +118,7 @@ impl Unfit {
     /// consecutive offsets one batch (without leader epoch: it is none of the source's), the rest gaps, in order and without an offset left out. A batch without records is
     /// one gap. Every record of a `LogAppendTime` batch gets the append time.
     ///
-    /// `limit` is the largest size of a decompressed record, in bytes; of all together, [`RECORDS_OF_THE_LIMIT`] times that.
+    /// `limit` is the largest size of a decompressed record, in bytes; of all together, 16 times that.
     pub fn runs(self, from: i64, limit: usize) -> Result<Runs, ReencodeError> {
         let batch = self.0;
         let (offset, codec) = (batch.base_offset(), batch.codec());
