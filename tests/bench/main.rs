@@ -11,6 +11,7 @@ mod copier;
 mod load;
 mod markdown;
 mod report;
+mod site;
 mod suites;
 mod watch;
 
@@ -42,6 +43,8 @@ enum Command {
     Latency(Run),
     /// A journal that filled up in the dark.
     Drain(Run),
+    /// 1 000 simulated sites on one gateway.
+    Links(Run),
     /// A catch-up of committed transactions.
     Transactions(Run),
     /// The copier, as a process of its own.
@@ -102,6 +105,7 @@ fn main() -> ExitCode {
             Command::Many(run) => (run, suites::many::run(run).await),
             Command::Latency(run) => (run, suites::latency::run(run).await),
             Command::Drain(run) => (run, suites::drain::run(run).await),
+            Command::Links(run) => (run, suites::links::run(run).await),
             Command::Transactions(run) => (run, suites::transactions::run(run).await),
         };
         show(run, &report)

@@ -82,13 +82,13 @@ mod tests {
 
     #[test]
     fn a_section_takes_the_place_of_an_older_one_and_leaves_the_rest() {
-        let first = replaced(HEAD, "bulk", "## bulk\nold\n<!-- end of bulk -->");
+        let first = replaced(HEAD, "bulk", "## bulk\nformer\n<!-- end of bulk -->");
         let with_words = first.replace("<!-- end of bulk -->", "<!-- end of bulk -->\nwhy it is so");
         let other = replaced(&with_words, "raw", "## raw\nother\n<!-- end of raw -->");
         let text = replaced(&other, "bulk", "## bulk\nnew\n<!-- end of bulk -->");
         assert!(text.starts_with(HEAD.trim_end()));
         assert!(text.contains("## bulk\nnew\n<!-- end of bulk -->\nwhy it is so"), "{text}");
         assert!(text.contains("## raw\nother"), "{text}");
-        assert!(!text.contains("old"), "{text}");
+        assert!(!text.contains("former"), "{text}");
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod bulk;
 pub(crate) mod drain;
 pub(crate) mod latency;
+pub(crate) mod links;
 pub(crate) mod many;
 pub(crate) mod raw;
 pub(crate) mod tiny;

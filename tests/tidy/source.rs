@@ -38,6 +38,8 @@ const QUIC: &[&str] = &[
     "gateway/src/carrier",
     "gateway/src/listener",
     "gateway/src/session",
+    "tests/bench/site.rs",
+    "tests/bench/suites/links.rs",
     "tests/e2e/stranger.rs",
 ];
 
