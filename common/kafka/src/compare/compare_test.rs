@@ -334,3 +334,16 @@ fn a_record_that_was_lost_is_none_that_a_cleaner_took() {
     let found = compacted(&ours, &[ours[0].clone(), ours[2].clone()], Extent::Whole);
     assert_eq!((kinds(&found), found.cleaned), (vec![], [0, 2]));
 }
+
+#[test]
+fn a_value_and_the_deletion_that_it_was_taken_for_are_no_loss() {
+    let one = |offset: i64, value| with_keys(&[offset], value, |_| "k".to_owned());
+    let (first, last) = (keyed(&[0, 1], "v"), keyed(&[9, 10], "v"));
+    let ours = [first.clone(), one(5, Some("v")), one(8, None), last.clone()];
+    let found = compacted(&ours, &[first.clone(), last.clone()], Extent::Whole);
+    assert_eq!((kinds(&found), found.cleaned), (vec![], [0, 2]));
+    // What came after the deletion was not taken for it.
+    let ours = [first.clone(), one(5, None), one(8, Some("v")), last.clone()];
+    let found = compacted(&ours, &[first, last], Extent::Whole);
+    assert_eq!((kinds(&found), found.cleaned), (vec![(8, &DifferenceKind::Missing)], [0, 1]));
+}

@@ -130,15 +130,16 @@ impl<'a> Merge<'a> {
     /// Nothing more will be seen of the mirror.
     fn tell_doubts(&mut self) {
         let windows = matches!(self.pair.extent, Extent::Windows(_));
-        let (rest, beyond) = self.doubts.take();
+        let rest = self.doubts.take();
         if windows {
-            self.found.undecided += rest.len() as u64;
+            self.found.undecided += rest.offsets.len() as u64 + rest.between;
         } else {
-            for offset in rest {
+            for offset in rest.offsets {
                 self.note(offset, DifferenceKind::Missing);
             }
+            self.found.difference_count += rest.between;
         }
-        if let Some((offset, records)) = beyond {
+        if let Some((offset, records)) = rest.beyond {
             self.found.undecided += records;
             if !windows {
                 self.note(offset, DifferenceKind::Undecided { records });
@@ -163,12 +164,16 @@ impl<'a> Merge<'a> {
     }
 
     /// A record of a compacted topic that the mirror does not have. Its cleaner takes those without a key, and deletions
-    /// after a while; else only what a later record replaces.
+    /// after a while; else only what a later record replaces, such as one of those deletions.
     fn doubt(&mut self, sum: RecordSum, transaction: Option<i64>) {
-        match sum.key.filter(|_| !sum.tombstone) {
-            Some(key) => self.doubts.add(key, sum.offset, transaction),
-            None => self.found.cleaned[1] += 1,
-        }
+        self.found.cleaned[1] += match sum.key {
+            Some(key) if sum.tombstone => 1 + self.doubts.delete(key, sum.offset, transaction),
+            Some(key) => {
+                self.doubts.add(key, sum.offset, transaction);
+                0
+            }
+            None => 1,
+        };
     }
 
     fn begin(&mut self, offset: i64) {
@@ -426,7 +431,7 @@ impl<'a> Merge<'a> {
     fn settle(&mut self, marker: &Entry) {
         let covered = self.pending.remove(&marker.producer_id).unwrap_or_default();
         self.pending_count -= covered.len();
-        self.doubts.settle(marker.producer_id, marker.kind == Kind::Abort);
+        self.found.cleaned[1] += self.doubts.settle(marker.producer_id, marker.kind == Kind::Abort);
         if marker.kind != Kind::Abort {
             for batch in covered {
                 self.note(batch.start, DifferenceKind::Covered { last: batch.end });
