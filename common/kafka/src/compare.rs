@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tombolo_proto::batch::BatchError;
-use tombolo_proto::limits::MAX_FRAME_BYTES;
 
 use crate::cluster::Cluster;
 use crate::error::KafkaError;
@@ -29,9 +28,6 @@ use original::Original;
 use reader::Reader;
 
 pub use survey::Survey;
-
-/// Largest decompressed size of a batch whose records are looked at.
-const UNPACKED_BYTES: usize = MAX_FRAME_BYTES;
 
 /// Two partitions that should hold the same.
 #[derive(Debug, Clone, PartialEq, Eq)]

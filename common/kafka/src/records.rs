@@ -14,8 +14,8 @@ mod sums;
 pub use control::is_abort_marker;
 pub use filler::{filler, is_filler};
 pub use legacy::{Legacy, from_legacy};
-pub use reencode::{Piece, ReencodeError, Runs, Unfit};
-pub use sums::{RecordSum, record_sums};
+pub use reencode::{Piece, ReencodeError, Runs, UNPACKED_BYTES, Unfit};
+pub use sums::{RecordSum, RecordSums};
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::indexmap::IndexMap;

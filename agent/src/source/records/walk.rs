@@ -14,18 +14,14 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use tombolo_kafka::fetch::AbortedTransaction;
-use tombolo_kafka::records::{Legacy, Piece, ReencodeError, Runs, Unfit, from_legacy};
+use tombolo_kafka::records::{Legacy, Piece, ReencodeError, Runs, UNPACKED_BYTES, Unfit, from_legacy};
 use tombolo_proto::batch::{Batch, BatchError, Codec, Split, split};
 use tombolo_proto::edge::{corrupt_batch, large_batch};
 use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::frame::Entry;
 use tombolo_proto::id::{Offset, Partition};
-use tombolo_proto::limits::MAX_FRAME_BYTES;
 
 use super::transactions::Transactions;
-
-/// Largest decompressed size of a batch that is made anew: what one record of it may take in memory.
-const UNPACKED_BYTES: usize = MAX_FRAME_BYTES;
 
 /// An answer of a source's broker, and what is wanted of it.
 #[derive(Debug, Clone)]

@@ -347,3 +347,21 @@ fn a_value_and_the_deletion_that_it_was_taken_for_are_no_loss() {
     let found = compacted(&ours, &[first, last], Extent::Whole);
     assert_eq!((kinds(&found), found.cleaned), (vec![(8, &DifferenceKind::Missing)], [0, 1]));
 }
+
+#[test]
+fn a_batch_whose_records_end_too_early_is_told() {
+    let whole = keyed(&[0, 1, 3], "v");
+    let mut bytes = whole.bytes()[..whole.len() - 1].to_vec();
+    let length = i32::try_from(bytes.len()).unwrap() - 12;
+    bytes[8..12].copy_from_slice(&length.to_be_bytes());
+    let crc = crc32c::crc32c(&bytes[21..]).to_be_bytes();
+    bytes[17..21].copy_from_slice(&crc);
+    let cut = Batch::parse(bytes.into()).unwrap();
+    let theirs = [keyed(&[0, 1], "v"), gap(2), keyed(&[3], "v")];
+    let corrupt = DifferenceKind::Corrupt { side: Side::Source };
+    let found = explained(std::slice::from_ref(&cut), &theirs);
+    assert_eq!((kinds(&found), found.records), (vec![(0, &corrupt)], 2), "told by its batch");
+    // And in a hole of the mirror.
+    let found = compacted(&[cut, keyed(&[4], "v")], &[keyed(&[4], "v")], Extent::Whole);
+    assert_eq!(kinds(&found)[0], (0, &corrupt));
+}

@@ -2,8 +2,7 @@
 
 use tombolo_proto::batch::Batch;
 
-use super::UNPACKED_BYTES;
-use crate::records::{Piece, RecordSum, Unfit, decode_batch, record_sums};
+use crate::records::{Piece, RecordSums, UNPACKED_BYTES, Unfit, decode_batch};
 
 /// `ControlRecordType.ABORT`: version and type of the control record's key.
 const ABORT_KEY: [u8; 4] = [0, 0, 0, 0];
@@ -84,9 +83,9 @@ impl Entry {
         runs.collect()
     }
 
-    /// Checksums of its records; `None` where they cannot be read.
-    pub(super) fn sums(&self) -> Option<Vec<RecordSum>> {
-        self.batch.as_ref().and_then(|batch| record_sums(batch, UNPACKED_BYTES).ok())
+    /// Checksums of its records; `None` where it cannot be read.
+    pub(super) fn sums(&self) -> Option<RecordSums> {
+        self.batch.as_ref().and_then(|batch| RecordSums::new(batch, UNPACKED_BYTES).ok())
     }
 
     pub(super) fn is_control(&self) -> bool {

@@ -4,12 +4,13 @@
 //! A hole among a log's offsets is compaction's: brokers leave none. So a record that only the mirror has was mirrored before
 //! the source's cleaner took it. One that only the source has, in a topic that is compacted, may have been taken by the
 //! mirror's: see [`super::doubts`].
-//! Memory: the checksums of one batch of each log.
+//! Memory: a record of each batch at hand, which is one of each log, or few.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::entry::Entry;
-use crate::records::RecordSum;
+use crate::records::{RecordSum, RecordSums};
 
 /// What both logs hold at offsets that were read of both only in part.
 #[derive(Debug, Default)]
@@ -21,19 +22,35 @@ pub(super) struct Loose {
 /// One log's part.
 #[derive(Debug, Default)]
 struct Stretch {
-    held: VecDeque<Held>,
+    batches: VecDeque<(Content, Within)>,
+    /// The first of what the batches hold.
+    head: Option<Held>,
     /// Offset after what was read.
     to: i64,
+}
+
+/// What a batch holds from where a log begins.
+#[derive(Debug)]
+enum Content {
+    Records { sums: Box<RecordSums>, from: i64 },
+    Markers(Range<i64>),
 }
 
 /// What stands at an offset.
 #[derive(Debug, Clone, Copy)]
 struct Held {
     offset: i64,
-    /// `None` for a marker.
-    record: Option<RecordSum>,
+    what: What,
     /// Of the batch it is in.
     batch: Within,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Record(RecordSum),
+    Marker,
+    /// The rest of the batch cannot be read.
+    Unreadable,
 }
 
 /// A batch that a record is in.
@@ -60,6 +77,8 @@ pub(super) enum Meeting {
     TheirsOnly(RecordSum),
     /// A marker of the mirror where the source has nothing.
     Gap,
+    /// A batch that cannot be read from here on.
+    Unreadable(Behind, Within),
 }
 
 /// Which log is to be read on.
@@ -105,13 +124,13 @@ impl Loose {
         if entry.is_control() {
             if marker {
                 let offsets = entry.base_offset.max(from)..entry.next_offset();
-                stretch.held.extend(offsets.map(|offset| Held { offset, record: None, batch }));
+                stretch.batches.push_back((Content::Markers(offsets), batch));
             }
             return true;
         }
         let Some(sums) = entry.sums() else { return false };
-        let held = |sum: RecordSum| Held { offset: sum.offset, record: Some(sum), batch };
-        stretch.held.extend(sums.into_iter().filter(|sum| sum.offset >= from).map(held));
+        let from = from.max(entry.base_offset);
+        stretch.batches.push_back((Content::Records { sums: Box::new(sums), from }, batch));
         true
     }
 
@@ -126,14 +145,24 @@ impl Loose {
     /// The next offset that both logs were read beyond, and at which one of them has something.
     pub(super) fn meet(&mut self) -> Option<Meeting> {
         let both = self.ours.to.min(self.theirs.to);
-        let offset = |stretch: &Stretch| stretch.held.front().map(|held| held.offset).filter(|at| *at < both);
-        let (ours, theirs) = (offset(&self.ours), offset(&self.theirs));
+        let offset = |stretch: &mut Stretch| stretch.peek().map(|held| held.offset).filter(|at| *at < both);
+        let (ours, theirs) = (offset(&mut self.ours), offset(&mut self.theirs));
         let at = ours.into_iter().chain(theirs).min()?;
-        let ours = if ours == Some(at) { self.ours.held.pop_front() } else { None };
-        let theirs = if theirs == Some(at) { self.theirs.held.pop_front() } else { None };
+        for (of, stretch) in [(Behind::Source, &mut self.ours), (Behind::Mirror, &mut self.theirs)] {
+            if let Some(held) = stretch.head.take_if(|head| head.offset == at && matches!(head.what, What::Unreadable))
+            {
+                return Some(Meeting::Unreadable(of, held.batch));
+            }
+        }
+        let take = |stretch: &mut Stretch| stretch.head.take_if(|head| head.offset == at);
+        let record = |held: Held| match held.what {
+            What::Record(sum) => Some((sum, held.batch)),
+            What::Marker | What::Unreadable => None,
+        };
         // The source's markers are not taken in: all of its are records.
-        let ours = ours.and_then(|held| held.record.map(|record| (record, held.batch)));
-        Some(match (ours, theirs.map(|theirs| theirs.record)) {
+        let ours = take(&mut self.ours).and_then(record);
+        let theirs = take(&mut self.theirs).map(record);
+        Some(match (ours, theirs.map(|theirs| theirs.map(|(sum, _)| sum))) {
             (Some((_, batch)), Some(None)) => Meeting::Covered(batch),
             (Some((record, batch)), None) => Meeting::OursOnly(record, batch),
             (None, Some(None) | None) => Meeting::Gap,
@@ -143,5 +172,37 @@ impl Loose {
             }
             (Some(_), Some(Some(mirror))) => Meeting::Equal(mirror),
         })
+    }
+}
+
+impl Stretch {
+    /// The first of what is held, which is read from its batch here.
+    fn peek(&mut self) -> Option<&Held> {
+        while self.head.is_none() {
+            let (content, batch) = self.batches.front_mut()?;
+            self.head = content.next(batch.last_offset).map(|(offset, what)| Held { offset, what, batch: *batch });
+            if self.head.is_none() {
+                self.batches.pop_front();
+            }
+        }
+        self.head.as_ref()
+    }
+}
+
+impl Content {
+    fn next(&mut self, last_offset: i64) -> Option<(i64, What)> {
+        match self {
+            Self::Markers(offsets) => offsets.next().map(|offset| (offset, What::Marker)),
+            Self::Records { sums, from } => {
+                let first = *from;
+                let next = sums.find(|sum| sum.as_ref().map_or(true, |sum| sum.offset >= first))?;
+                // An error stands where the batch was read to.
+                *from = next.as_ref().map_or(first, |sum| sum.offset + 1);
+                Some(match next {
+                    Ok(sum) => (sum.offset, What::Record(sum)),
+                    Err(_) => (first.min(last_offset), What::Unreadable),
+                })
+            }
+        }
     }
 }

@@ -152,7 +152,7 @@ impl<'a> Merge<'a> {
         if self.doubts.is_empty() || theirs.is_control() {
             return;
         }
-        for sum in theirs.sums().into_iter().flatten() {
+        for sum in theirs.sums().into_iter().flatten().map_while(Result::ok) {
             self.see_record(sum);
         }
     }
@@ -316,8 +316,7 @@ impl<'a> Merge<'a> {
     fn take(&mut self, of: Behind, entry: &Entry) {
         let marker = of == Behind::Mirror && self.is_gap(entry);
         if !self.loose.take(of, entry, self.start, marker) {
-            let side = if of == Behind::Source { Side::Source } else { Side::Mirror };
-            self.note(entry.base_offset, DifferenceKind::Corrupt { side });
+            self.note_corrupt(of, entry.base_offset);
         }
         if of == Behind::Mirror {
             return;
@@ -328,6 +327,11 @@ impl<'a> Merge<'a> {
             self.found.bytes += u64::from(entry.bytes);
             self.found.remade += 1;
         }
+    }
+
+    fn note_corrupt(&mut self, of: Behind, offset: i64) {
+        let side = if of == Behind::Source { Side::Source } else { Side::Mirror };
+        self.note(offset, DifferenceKind::Corrupt { side });
     }
 
     fn meet(&mut self, meeting: &Meeting) {
@@ -352,6 +356,7 @@ impl<'a> Merge<'a> {
                 self.found.cleaned[0] += 1;
             }
             Meeting::Gap => self.found.gaps += 1,
+            Meeting::Unreadable(of, batch) => self.note_corrupt(of, batch.base_offset),
         }
     }
 
@@ -458,7 +463,10 @@ impl<'a> Merge<'a> {
         if let Some(sums) = sums {
             let transaction = ours.is_transactional().then_some(ours.producer_id);
             for sum in sums {
-                self.doubt(sum, transaction);
+                match sum {
+                    Ok(sum) => self.doubt(sum, transaction),
+                    Err(_) => self.note(ours.base_offset, DifferenceKind::Corrupt { side: Side::Source }),
+                }
             }
         } else if self.options.compacted && is_hole && ours.is_control() {
             // Gone with the transaction's records.

@@ -10,13 +10,17 @@ use std::io;
 
 use bytes::Bytes;
 use tombolo_proto::batch::{Batch, Codec, HEADER_BYTES};
+use tombolo_proto::limits::MAX_FRAME_BYTES;
 
 use super::assemble::{Assembler, Content};
 use super::codec::{Section, read_varint};
 
+/// Largest decompressed size of a record that is looked at, whether to mirror it or to compare it: what it may take in
+/// memory.
+pub const UNPACKED_BYTES: usize = MAX_FRAME_BYTES;
 /// Records are streamed, so that a batch may unpack to much more than one of them may have. Not without bounds: a bomb costs
 /// time.
-const RECORDS_OF_THE_LIMIT: usize = 16;
+pub(super) const RECORDS_OF_THE_LIMIT: usize = 16;
 
 /// A batch that no broker takes from a client (a hole in its offsets: `LogValidator.validateBatch`), or whose timestamps
 /// would change (`LogAppendTime`: the bit is cleared in place and consumers see the producers' times instead); or one
@@ -128,15 +132,9 @@ impl Unfit {
         if batch.is_control() {
             return Err(ReencodeError::Control { offset });
         }
-        // The cleaner keeps the bare header of a batch that lost all its records (`DefaultRecordBatch.writeEmptyHeader`).
-        let records = if batch.record_count() == 0 { Bytes::new() } else { batch.bytes().slice(HEADER_BYTES..) };
-        let readable = if records.is_empty() { Codec::None } else { codec };
-        let section = Section::new(readable, records, limit.saturating_mul(RECORDS_OF_THE_LIMIT))
-            .map_err(|source| ReencodeError::Unpack { offset, codec, source })?
-            .ok_or(ReencodeError::Codec { offset, codec })?;
         let from = from.clamp(offset, batch.next_offset());
         Ok(Runs {
-            source: Source::new(&batch, section, limit),
+            source: Source::new(&batch, limit)?,
             from,
             assembler: Assembler::new(codec, from),
             batch,
@@ -186,15 +184,23 @@ impl Runs {
 }
 
 impl Source {
-    pub(super) fn new(batch: &Batch, section: Section, limit: usize) -> Self {
-        Self {
+    /// Of a batch whose CRC is right. `limit` is the largest size of one record, of all together 16 times that.
+    pub(super) fn new(batch: &Batch, limit: usize) -> Result<Self, ReencodeError> {
+        let (offset, codec) = (batch.base_offset(), batch.codec());
+        // The cleaner keeps the bare header of a batch that lost all its records (`DefaultRecordBatch.writeEmptyHeader`).
+        let records = if batch.record_count() == 0 { Bytes::new() } else { batch.bytes().slice(HEADER_BYTES..) };
+        let readable = if records.is_empty() { Codec::None } else { codec };
+        let section = Section::new(readable, records, limit.saturating_mul(RECORDS_OF_THE_LIMIT))
+            .map_err(|source| ReencodeError::Unpack { offset, codec, source })?
+            .ok_or(ReencodeError::Codec { offset, codec })?;
+        Ok(Self {
             section,
             limit,
             left: batch.record_count(),
             append_time: batch.is_log_append_time().then(|| batch.max_timestamp()),
             record: Vec::new(),
             last: None,
-        }
+        })
     }
 
     /// The next record; its tail stays in the buffer. `None` at the end, which was looked at.

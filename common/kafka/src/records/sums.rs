@@ -2,10 +2,10 @@
 
 use std::hash::{DefaultHasher, Hasher};
 
-use tombolo_proto::batch::{Batch, HEADER_BYTES};
+use tombolo_proto::batch::Batch;
 
 use super::ReencodeError;
-use super::codec::{Section, read_varint};
+use super::codec::read_varint;
 use super::reencode::Source;
 
 /// What a consumer sees of a record, but for its offset, as one number.
@@ -21,29 +21,53 @@ pub struct RecordSum {
     pub tombstone: bool,
 }
 
-/// The records of a batch, of any codec. Whether its times are of creation or of append makes no difference. `limit` is
-/// the largest size of the decompressed records, in bytes; none for control batches.
-pub fn record_sums(batch: &Batch, limit: usize) -> Result<Vec<RecordSum>, ReencodeError> {
-    let (offset, codec) = (batch.base_offset(), batch.codec());
-    if !batch.crc_is_valid() {
-        return Err(ReencodeError::Crc { offset });
+/// Iterator over the records of a batch, of any codec. Whether its times are of creation or of append makes no difference.
+/// After an error it ends.
+/// Memory: the record at hand, so that a batch may unpack to as much as is mirrored of one.
+pub struct RecordSums {
+    batch: Batch,
+    /// `None` at the end.
+    source: Option<Source>,
+}
+
+impl RecordSums {
+    /// None for control batches. `limit` is as for [`Unfit::runs`](super::Unfit::runs): a batch that is made anew can be
+    /// compared.
+    pub fn new(batch: &Batch, limit: usize) -> Result<Self, ReencodeError> {
+        if !batch.crc_is_valid() {
+            return Err(ReencodeError::Crc { offset: batch.base_offset() });
+        }
+        let source = if batch.is_control() { None } else { Some(Source::new(batch, limit)?) };
+        Ok(Self { batch: batch.clone(), source })
     }
-    if batch.is_control() || batch.record_count() == 0 {
-        return Ok(Vec::new());
-    }
-    let section = Section::new(codec, batch.bytes().slice(HEADER_BYTES..), limit)
-        .map_err(|source| ReencodeError::Unpack { offset, codec, source })?
-        .ok_or(ReencodeError::Codec { offset, codec })?;
-    let mut source = Source::new(batch, section, limit);
-    let mut sums = Vec::new();
-    while let Some(record) = source.next(batch)? {
+
+    fn read(&mut self) -> Result<Option<RecordSum>, ReencodeError> {
+        let Some(source) = &mut self.source else { return Ok(None) };
+        let Some(record) = source.next(&self.batch)? else { return Ok(None) };
         let crc = crc32c::crc32c(&record.timestamp.to_be_bytes());
         let crc = crc32c::crc32c_append(crc, record.tail);
         let malformed = ReencodeError::Malformed { offset: record.offset, reason: "a key is longer than its record" };
         let (key, tombstone) = key(record.tail).ok_or(malformed)?;
-        sums.push(RecordSum { offset: record.offset, crc, key, tombstone });
+        Ok(Some(RecordSum { offset: record.offset, crc, key, tombstone }))
     }
-    Ok(sums)
+}
+
+impl Iterator for RecordSums {
+    type Item = Result<RecordSum, ReencodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let read = self.read().transpose();
+        if !matches!(read, Some(Ok(_))) {
+            self.source = None;
+        }
+        read
+    }
+}
+
+impl std::fmt::Debug for RecordSums {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RecordSums").field("batch", &self.batch).finish_non_exhaustive()
+    }
 }
 
 /// The key's hash, and whether the value is null.
@@ -64,8 +88,13 @@ fn key(mut tail: &[u8]) -> Option<(Option<u64>, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use tombolo_proto::batch::{Codec, HEADER_BYTES};
+
     use super::super::{Piece, Unfit};
     use super::*;
+    use crate::records::codec::{Packer, put_varint};
     use crate::records::{Record, Writer, encode_batch};
 
     const LIMIT: usize = 1 << 20;
@@ -81,6 +110,10 @@ mod tests {
         };
         let records: Vec<_> = values.iter().map(record).collect();
         Batch::parse(encode_batch(&records, WRITER).unwrap()).unwrap()
+    }
+
+    fn record_sums(batch: &Batch, limit: usize) -> Result<Vec<RecordSum>, ReencodeError> {
+        RecordSums::new(batch, limit)?.collect()
     }
 
     #[test]
@@ -103,5 +136,50 @@ mod tests {
         let torn = record_sums(&Batch::parse(torn.into()).unwrap(), LIMIT);
         assert!(matches!(torn, Err(ReencodeError::Crc { offset: 0 })));
         assert!(matches!(record_sums(&good, 4), Err(ReencodeError::TooLong { limit: 4, .. })));
+    }
+    /// A thinned batch of zstd, whose records have a key and a value of so many bytes.
+    fn thinned(records: i32, value: usize) -> Batch {
+        let mut packer = Packer::new(Codec::Zstd, vec![0; HEADER_BYTES]).unwrap().unwrap();
+        for delta in 0..records {
+            let mut record = vec![0, 0];
+            put_varint(&mut record, i64::from(delta));
+            put_varint(&mut record, 1);
+            record.push(b'k');
+            put_varint(&mut record, i64::try_from(value).unwrap());
+            record.resize(record.len() + value, 7);
+            record.push(0);
+            let mut length = Vec::new();
+            put_varint(&mut length, i64::try_from(record.len()).unwrap());
+            packer.write_all(&[length, record].concat()).unwrap();
+        }
+        let mut bytes = packer.finish().unwrap();
+        let length = i32::try_from(bytes.len() - 12).unwrap();
+        // Zstd, and an offset more than there are records.
+        let fields = [(8, length), (23, records), (57, records)];
+        for (at, field) in fields {
+            bytes[at..at + 4].copy_from_slice(&field.to_be_bytes());
+        }
+        bytes[16] = 2;
+        bytes[22] = 4;
+        let crc = crc32c::crc32c(&bytes[21..]).to_be_bytes();
+        bytes[17..21].copy_from_slice(&crc);
+        Batch::parse(bytes.into()).unwrap()
+    }
+
+    #[test]
+    fn what_is_made_anew_can_be_compared_however_much_it_unpacks_to() {
+        // Within the limit of a record, beyond it all together.
+        let batch = thinned(10, LIMIT / 2);
+        let pieces: Vec<_> = Unfit::new(batch.clone()).unwrap().runs(0, LIMIT).unwrap().map(Result::unwrap).collect();
+        let [Piece::Run(run), Piece::Gap { first: 10, next: 11 }] = &pieces[..] else { panic!("{pieces:?}") };
+        let sums = record_sums(&batch, LIMIT).unwrap();
+        assert_eq!((sums.len(), &record_sums(run, LIMIT).unwrap()), (10, &sums));
+        // And what is not made anew can not.
+        let bomb = thinned(40, LIMIT / 2);
+        let mirrored = Unfit::new(bomb.clone()).unwrap().runs(0, LIMIT).unwrap().find_map(Result::err);
+        assert!(matches!(mirrored, Some(ReencodeError::TooLong { .. })), "{mirrored:?}");
+        let mut compared = RecordSums::new(&bomb, LIMIT).unwrap();
+        assert!(matches!(compared.find_map(Result::err), Some(ReencodeError::TooLong { .. })));
+        assert!(compared.next().is_none());
     }
 }
