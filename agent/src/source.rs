@@ -9,10 +9,11 @@
 mod discovery;
 mod fetcher;
 mod hanging;
+mod holes;
 mod records;
 mod tail;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,7 @@ use crate::settings::Settings;
 use discovery::{Discovery, Found, Watched};
 use fetcher::{Assignment, Cursor, Fetcher, Inbox};
 pub(crate) use hanging::Hanging;
+use holes::Holes;
 use tail::Missing;
 
 /// How long a broker holds back the answer to a fetch when there is nothing new.
@@ -122,7 +124,7 @@ pub(crate) fn start(
         fetchers: BTreeMap::new(),
         comparisons: BTreeMap::new(),
         comparing: Arc::new(Semaphore::new(COMPARISONS)),
-        holed: BTreeSet::new(),
+        holes: Holes::default(),
         hanging: Some(false),
         jobs: FuturesUnordered::new(),
     };
@@ -220,8 +222,7 @@ struct Source {
     fetchers: BTreeMap<i32, Arc<Inbox>>,
     comparisons: BTreeMap<Key, (u64, CancellationToken)>,
     comparing: Arc<Semaphore>,
-    /// Partitions whose holes were warned of.
-    holed: BTreeSet<Key>,
+    holes: Holes,
     /// Whether partitions were told to wait for a transaction; `None` while that is being found out.
     hanging: Option<bool>,
     jobs: FuturesUnordered<BoxFuture<'static, Done>>,
@@ -294,7 +295,7 @@ impl Source {
             self.stop(key);
         }
         self.topics.remove(topic);
-        self.holed.retain(|key| key.0 != *topic);
+        self.holes.forget(topic);
     }
 
     fn fetch(&mut self, key: &Key, fetch: u64, offset: Offset, epoch: Option<i32>) {
@@ -428,20 +429,17 @@ impl Source {
                 }
             }),
             Note::Returned { key, fetch, why } => self.returned(key, fetch, &why),
-            Note::Holes { key, holes } => self.holes(&key, &holes),
+            Note::Holes { key, holes } => self.tell_holes(&key, &holes),
         }
     }
 
-    /// Compaction leaves holes. In a log that never was compacted one is a loss that no consumer notices: somebody took a
-    /// segment away.
-    fn holes(&mut self, key: &Key, holes: &[Range<Offset>]) {
-        let never = self.topics.get(&key.0).is_some_and(|topic| topic.compacted == Some(false));
-        let Some(first) = holes.first().filter(|_| never) else { return };
-        let offsets = holes.iter().map(|hole| u64::try_from(hole.end - hole.start).unwrap_or(0)).sum();
-        metrics::counter!("tombolo_source_hole_offsets_total").increment(offsets);
-        if self.holed.insert(key.clone()) {
+    fn tell_holes(&mut self, key: &Key, holes: &[Range<Offset>]) {
+        let compacted = self.topics.get(&key.0).and_then(|topic| topic.compacted);
+        let Some(found) = self.holes.found(key, holes, compacted) else { return };
+        metrics::counter!("tombolo_source_hole_offsets_total").increment(found.offsets);
+        if found.is_first {
             tracing::warn!(
-                topic = %key.0, partition = key.1, from = first.start, to = first.end - 1, offsets,
+                topic = %key.0, partition = key.1, from = found.hole.start, to = found.hole.end - 1, offsets = found.offsets,
                 "the source holds nothing at these offsets, though its topic is not compacted: records may have been lost \
                  there. The mirror has a gap; compare the replicas of the source"
             );
