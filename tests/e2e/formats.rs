@@ -4,12 +4,12 @@
 use std::time::Instant;
 
 use tombolo_tests::broker::{ClusterSpec, KafkaCluster, shared_pair, unique_name};
-use tombolo_tests::compare::wait_until_mirrored;
+use tombolo_tests::compare::{Seen, java_consumers_equal, wait_until_mirrored};
 use tombolo_tests::consumer::{Isolation, Kept, read_all};
 use tombolo_tests::producer::{Codec, Shape, Workload};
 use tombolo_tests::rig::{Rig, RigSpec};
 
-use crate::course::{DEADLINE, Turn, tell, wait_until_active};
+use crate::course::{DEADLINE, Turn, assert_equal, tell, wait_until_active};
 
 /// What `message.format.version` makes of new messages.
 const V0: &str = "0.9.0";
@@ -35,7 +35,12 @@ impl Old {
         let workload = Workload::new().topic(&topic, 1).codec(codec).shape(Shape::Mixed);
         // Only v2 has what headers and an idempotent producer need.
         let workload = workload.without_headers().idempotent(false).set("batch.num.messages", "50");
-        Self { magic: u8::from(format != V0), workload, topic }
+        let magic = match format {
+            V0 => 0,
+            V1 => 1,
+            _ => 2,
+        };
+        Self { topic, magic, workload }
     }
 
     /// The broker keeps what it gets as that format.
@@ -72,8 +77,10 @@ async fn messages_of_formats_v0_and_v1_are_mirrored_at_their_offsets() {
     for codec in [Codec::None, Codec::Gzip] {
         logs.push(Old::new(&source, V1, codec, &[("message.timestamp.type", "LogAppendTime")]).await);
     }
+    let current = Old::new(&source, V2, Codec::Snappy, &[]).await;
+    let compared = current.topic.clone();
     let upgraded = Old::new(&source, V0, Codec::Gzip, &[]).await;
-    logs.push(upgraded);
+    logs.extend([current, upgraded]);
     write(&source, &logs).await;
     for log in &logs {
         log.assert_format(&source);
@@ -95,8 +102,13 @@ async fn messages_of_formats_v0_and_v1_are_mirrored_at_their_offsets() {
             assert_same(&kept[&log.topic], &mirrored, &log.topic);
         }
     }
-    assert_eq!(seen, 2 * RECORDS * 2 * (topics.len() as u64 + 1));
-    tell(&format!("{} logs of a Kafka 2.8 with messages of v0 and v1", topics.len()), seen / 2, start);
+    let records = RECORDS * 2 * (topics.len() as u64 + 1);
+    assert_eq!(seen, 2 * records);
+    let confirmed = java_consumers_equal(&source, cloud, &topics).await;
+    assert_eq!(confirmed, Ok(Seen { records, aborted: 0 }));
+    // What the raw compare and librdkafka read of them.
+    assert_equal(&source, cloud, &[&compared], 2 * RECORDS).await;
+    tell(&format!("{} logs of a Kafka 2.8 with messages of v0 to v2", topics.len()), records, start);
     assert!(rig.agent.metric("tombolo_reencoded_batches_total").await > 0.0, "they cannot go as they are");
 
     for (log, timed) in logs.iter().zip([false, true].into_iter().cycle()).take(2 * CODECS.len()) {
