@@ -54,6 +54,8 @@ pub(crate) enum Event {
     Produced { mirror: MirrorId, partition: Partition, ticket: u64, outcome: Outcome },
     /// What became of markers.
     Skipped { mirror: MirrorId, partition: Partition, ticket: u64, outcome: SkipOutcome },
+    /// The cluster has no such mirror topic: it is made.
+    Missing { mirror: MirrorId },
     /// Whether a mirror topic's configs are as they are to be.
     Kept { mirror: MirrorId, upkeep: Upkeep, result: Result<(), String> },
     /// Who leads which partition now.

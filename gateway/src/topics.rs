@@ -75,18 +75,20 @@ impl Topics {
     }
 
     /// Makes the topic ready, or says why it is not; gives its partition count. Where `hold`, it keeps everything. `rights`
-    /// are looked at where gaps take them.
+    /// are looked at where gaps take them. Sets `missing` where the cluster has no such topic, whatever comes of it.
     pub(crate) async fn prepare(
         &self,
         wanted: &Wanted,
         hold: bool,
         rights: Option<&MarkerRights>,
+        missing: &mut bool,
     ) -> Result<i32, TopicError> {
         if let Some(rights) = rights {
             self.check_right(wanted, rights).await?;
         }
         let held = match self.look(wanted).await? {
             None => {
+                *missing = true;
                 self.create(wanted).await?;
                 0
             }
@@ -125,7 +127,8 @@ impl Topics {
                 return Ok(());
             };
             match refusal.code {
-                ErrorCode::TOPIC_ALREADY_EXISTS => return Ok(()),
+                // Another was faster: it is fitted like any that is there.
+                ErrorCode::TOPIC_ALREADY_EXISTS => return Err(TopicError::Unavailable(refusal.to_string())),
                 ErrorCode::INVALID_CONFIG if dialect == Dialect::Current => {}
                 code if code.retriable() => return Err(TopicError::Unavailable(refusal.to_string())),
                 _ => {

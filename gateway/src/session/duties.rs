@@ -197,14 +197,19 @@ impl Duties {
             let known = self.shared.take_kept(&self.link, &wanted.topic);
             known.unwrap_or_else(|| Kept::new(wanted.clone(), now))
         });
-        let hold = kept.prepared_anew(wanted.clone(), self.shared.settings.retention, now);
+        let retention = self.shared.settings.retention;
+        let (mut hold, may_hold) = (kept.prepared_anew(wanted.clone(), retention, now), retention.hold);
         let turn = Arc::clone(&kept.turn);
         let work = async move {
             let mut backoff = FIRST_BACKOFF;
             loop {
+                let mut missing = false;
                 let alone = turn.lock().await;
-                let prepared = topics.prepare(&wanted, hold, rights.as_deref()).await;
+                let prepared = topics.prepare(&wanted, hold, rights.as_deref(), &mut missing).await;
                 drop(alone);
+                if missing && events.send(Event::Missing { mirror }).await.is_err() {
+                    return;
+                }
                 let (input, done) = match prepared {
                     Ok(partitions) => (CloudInput::TopicReady { mirror, partitions }, true),
                     Err(TopicError::Failed(failure)) => (CloudInput::TopicFailed { mirror, failure }, true),
@@ -213,6 +218,8 @@ impl Duties {
                 if events.send(Event::Input(input)).await.is_err() || done {
                     return;
                 }
+                // By then it may be behind by more, or somebody else's topic.
+                hold = may_hold;
                 tokio::time::sleep(backoff).await;
                 backoff = (backoff * 2).min(LAST_BACKOFF);
             }
@@ -358,6 +365,12 @@ impl Duties {
                     Some(_) => vec![CloudInput::Skipped { mirror, partition, ticket, outcome }],
                     None => Vec::new(),
                 }
+            }
+            Event::Missing { mirror } => {
+                if let Some(kept) = self.kept.get_mut(&mirror) {
+                    kept.made(Instant::now());
+                }
+                Vec::new()
             }
             Event::Kept { mirror, upkeep, result } => {
                 if let Some(kept) = self.kept.get_mut(&mirror) {

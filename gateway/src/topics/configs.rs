@@ -1,5 +1,7 @@
 //! Which configs a mirror topic gets, and what those of a topic that is there already must be. Pure.
 
+use std::time::Duration;
+
 use tombolo_kafka::admin::ConfigChange;
 use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::wire::TopicConfig;
@@ -54,6 +56,13 @@ fn same_policy(one: &str, other: &str) -> bool {
         let deletes = |policy| policies(policy).any(|policy| policy == DELETE);
         deletes(one) == deletes(other)
     }
+}
+
+/// How long the source keeps records, where time alone decides.
+pub(super) fn time_retention(source: &[TopicConfig]) -> Option<Duration> {
+    let counts_bytes = value(source, "retention.bytes").is_some_and(|bytes| bytes != UNLIMITED);
+    let millis = value(source, "retention.ms").filter(|_| !counts_bytes)?;
+    millis.parse().ok().map(Duration::from_millis)
 }
 
 fn value<'a>(configs: &'a [TopicConfig], name: &str) -> Option<&'a str> {

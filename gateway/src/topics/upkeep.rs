@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tombolo_proto::id::Offset;
 
-use super::Wanted;
+use super::{Wanted, configs};
 use crate::settings::RetentionSettings;
 
 /// A mirror that was behind for less is said to keep up: it is looked at once a second, and agents tell where the source
@@ -88,14 +88,24 @@ impl Kept {
     }
 
     /// The source topic was described anew, perhaps in another session, and the mirror topic is about to be made ready.
-    /// Returns whether its retention is to be held for that: unless it is known to be behind by little only.
+    /// Returns whether its retention is to be held for that: unless it is known to be behind by so little that nothing is
+    /// old on arrival. How long it has kept up is another matter, and goes on.
     pub(crate) fn prepared_anew(&mut self, wanted: Wanted, retention: RetentionSettings, now: Instant) -> bool {
-        let near = self.pace.caught_up.is_some_and(|at| now - at <= allowed(retention));
+        // The topic may still have the retention of before.
+        let harmless = harmless(&self.wanted, retention).min(harmless(&wanted, retention));
+        let near = harmless > FRESH && self.pace.caught_up.is_some_and(|at| now - at < harmless);
         let hold = retention.hold && (self.retention == Retention::Held || !near);
         self.retention = if hold { Retention::Held } else { Retention::Unsure };
         self.wanted = wanted;
         self.pass_begins(now);
         hold
+    }
+
+    /// The mirror topic was missing, and was made: it keeps everything, and nothing that was known is of this one.
+    pub(crate) fn made(&mut self, now: Instant) {
+        self.pace = Pace::default();
+        self.retention = Retention::Held;
+        self.pass_begins(now);
     }
 
     /// The session ends: what it was doing may be done, or not.
@@ -147,7 +157,8 @@ impl Kept {
         } else {
             None
         };
-        let behind = retention.hold && self.retention != Retention::Held && now - caught_up > allowed(retention);
+        let behind = now - caught_up > harmless(&self.wanted, retention).max(FRESH);
+        let behind = retention.hold && self.retention != Retention::Held && behind;
         self.busy = upkeep.or_else(|| behind.then_some(Upkeep::Hold)).map(|upkeep| (upkeep, now));
         self.busy.map(|(upkeep, _)| upkeep)
     }
@@ -174,6 +185,13 @@ fn allowed(retention: RetentionSettings) -> Duration {
     retention.grace.max(FRESH)
 }
 
+/// By how much a mirror may be behind before its retention takes what no consumer could read: half of it is left to them
+/// then. One that counts bytes may take all of a backlog at once.
+fn harmless(wanted: &Wanted, retention: RetentionSettings) -> Duration {
+    let of_time = configs::time_retention(&wanted.configs).unwrap_or_default();
+    (of_time / 2).min(retention.grace)
+}
+
 impl Pace {
     fn observe(&mut self, places: &[(Offset, Offset)], allowed: Duration, now: Instant) {
         if self.caught_up.is_some_and(|at| now - at > allowed) {
@@ -198,13 +216,16 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use tombolo_proto::id::TopicName;
+    use tombolo_proto::wire::TopicConfig;
 
     use super::*;
 
     const RETENTION: RetentionSettings = RetentionSettings { hold: true, grace: Duration::from_mins(10) };
+    const HOUR: (&str, &str) = ("retention.ms", "3600000");
 
-    fn kept(now: Instant) -> Kept {
-        Kept::new(Wanted { topic: TopicName::new("t").unwrap(), partitions: 1, configs: Vec::new() }, now)
+    fn wanted(configs: &[(&str, &str)]) -> Wanted {
+        let config = |&(name, value): &(&str, &str)| TopicConfig { name: name.to_owned(), value: value.to_owned() };
+        Wanted { topic: TopicName::new("t").unwrap(), partitions: 1, configs: configs.iter().map(config).collect() }
     }
 
     /// A mirror under observation, a second after the other.
@@ -214,9 +235,14 @@ mod tests {
     }
 
     impl Course {
+        /// Of a source that keeps an hour.
         fn new() -> Self {
+            Self::of(&[HOUR])
+        }
+
+        fn of(configs: &[(&str, &str)]) -> Self {
             let now = Instant::now();
-            Self { kept: kept(now), now }
+            Self { kept: Kept::new(wanted(configs), now), now }
         }
 
         /// Another session takes the mirror on, after so many seconds without any; returns whether it holds the retention.
@@ -293,6 +319,51 @@ mod tests {
         assert!(!course.session(300));
         assert_eq!(course.run(299, 10, 20), [], "a backlog of minutes");
         assert_eq!(course.run(10, 10, 20), [Upkeep::Hold]);
+    }
+
+    #[test]
+    fn a_break_that_retention_would_notice_is_held_against_and_does_not_restart_the_grace() {
+        let (policy, release) = (Upkeep::Policy, Upkeep::Release);
+        for (configs, seconds, held) in [
+            (&[("retention.ms", "600000")][..], 298, false),
+            (&[("retention.ms", "600000")], 300, true),
+            (&[("retention.ms", "120000")], 1, true),
+            (&[("retention.ms", "-1")], 1, true),
+            (&[("retention.bytes", "1000000"), HOUR], 1, true),
+            (&[("retention.bytes", "-1"), HOUR], 1, false),
+            (&[], 1, true),
+        ] {
+            let mut course = Course::of(configs);
+            assert_eq!(course.run(700, 10, 10), [policy, release]);
+            assert_eq!(course.session(seconds), held, "{configs:?} after {seconds} s");
+            assert_eq!(course.run(2, 20, 20), [policy], "{configs:?}");
+            assert_eq!(course.run(1, 20, 20), [release], "it kept up all the time: {configs:?}");
+        }
+    }
+
+    #[test]
+    fn a_backlog_half_as_old_as_its_retention_is_held() {
+        let mut course = Course::of(&[("retention.ms", "600000")]);
+        assert_eq!(course.run(700, 10, 10), [Upkeep::Policy, Upkeep::Release]);
+        assert_eq!(course.run(300, 10, 20), []);
+        assert_eq!(course.run(2, 10, 20), [Upkeep::Hold]);
+        // A source that keeps more from now on has a mirror that still keeps less.
+        let mut course = Course::of(&[("retention.ms", "300000")]);
+        assert_eq!(course.run(700, 10, 10), [Upkeep::Policy, Upkeep::Release]);
+        course.now += Duration::from_secs(200);
+        assert!(course.kept.prepared_anew(wanted(&[HOUR]), RETENTION, course.now));
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_mirror_topic_that_was_made_again() {
+        let mut course = Course::new();
+        assert_eq!(course.run(700, 10, 10), [Upkeep::Policy, Upkeep::Release]);
+        assert!(!course.session(1));
+        course.kept.made(course.now);
+        assert_eq!(course.run(700, 0, 10), []);
+        assert_eq!(course.run(10, 10, 10), [Upkeep::Policy]);
+        assert_eq!(course.run(580, 10, 10), [], "it has to keep up anew");
+        assert_eq!(course.run(30, 10, 10), [Upkeep::Release]);
     }
 
     #[test]
