@@ -215,7 +215,10 @@ impl Filler<'_> {
             if next < to && sent.len() < depth {
                 let count = i32::try_from((to - next).min(i64::from(size))).unwrap_or(size);
                 let batch = if count == size { full.clone() } else { filler(count).await? };
-                self.cloud.lease.settled().await?;
+                if let Err(error) = self.cloud.lease.settled().await {
+                    settle_all(sent).await;
+                    return Err(error.into());
+                }
                 sent.push_back(self.send(&batch, next, count, sequence));
                 next += i64::from(count);
                 sequence = advance(sequence, count);
@@ -250,7 +253,7 @@ impl Filler<'_> {
     fn send(&self, batch: &Batch, offset: Offset, count: i32, sequence: i32) -> Sent {
         let batch = ProduceBatch {
             topic: self.place.topic.shared(),
-            topic_id: None,
+            topic_id: self.place.topic_id,
             partition: self.place.partition,
             batch: batch.stamped(Stamp { producer_id: self.place.producer_id, sequence }),
         };

@@ -55,6 +55,8 @@ pub(crate) struct Found {
     pub(crate) recovery: Recovery,
     pub(crate) leader: Leader,
     pub(crate) topic: TopicName,
+    /// Whose log end it is, where brokers tell: batches go to that topic and no other of its name.
+    pub(crate) topic_id: Option<TopicId>,
 }
 
 /// A partition to look at.
@@ -62,6 +64,8 @@ pub(crate) struct Found {
 pub(crate) struct Place {
     pub(crate) topic: TopicName,
     pub(crate) partition: Partition,
+    /// As [`Found::topic_id`], where it was looked at before.
+    pub(crate) topic_id: Option<TopicId>,
     pub(crate) producer_id: i64,
     /// Under which the link's empty transactions were written.
     pub(crate) skippers: BTreeSet<i64>,
@@ -131,11 +135,12 @@ fn id_of(seen: Vec<Topic>, topic: &TopicName, ledger: &Ledger) -> Result<Option<
 
 async fn look(cloud: &LeasedCluster, place: &Place, ledger: &Ledger) -> Result<Found, RecoverError> {
     let reader = Reader::open(cloud, place).await?;
-    let told =
-        if ledger.has_start() { ledger.start(topic_id(&cloud.cluster, &place.topic, ledger).await?) } else { None };
     let deadline = tokio::time::Instant::now() + SETTLE_DEADLINE;
     loop {
         let log_end = reader.settled_end(deadline).await?;
+        // Asked for after the log end, which is then not that of a topic made later.
+        let topic_id = topic_id(&cloud.cluster, &place.topic, ledger).await?;
+        let told = if ledger.has_start() { ledger.start(topic_id) } else { None };
         let log_start = if log_end > 0 { reader.start(log_end, told).await? } else { 0 };
         let tail = reader.tail(log_start, log_end).await?;
         let last_sequence = if log_end > 0 { reader.last_sequence(&tail).await? } else { None };
@@ -143,7 +148,7 @@ async fn look(cloud: &LeasedCluster, place: &Place, ledger: &Ledger) -> Result<F
         if again == log_end {
             let starting = told.map(|told| starting(told, log_start, log_end));
             let recovery = Recovery { log_start, log_end, starting, last_sequence, tail };
-            return Ok(Found { recovery, leader: reader.leader, topic: place.topic.clone() });
+            return Ok(Found { recovery, leader: reader.leader, topic: place.topic.clone(), topic_id });
         }
         if tokio::time::Instant::now() > deadline {
             return Err(RecoverError::Moving { from: log_end, to: again });

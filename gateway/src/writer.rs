@@ -9,7 +9,7 @@
 
 mod outcome;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tombolo_kafka::produce::{self, ProduceAnswer, ProduceBatch};
-use tombolo_kafka::{Connection, KafkaError};
+use tombolo_kafka::{Connection, KafkaError, TopicId};
 use tombolo_proto::id::{MirrorId, Offset, Partition, TopicName};
 use tombolo_proto::mirror::Outcome;
 use tombolo_service::tasks::Tasks;
@@ -44,6 +44,8 @@ pub(crate) struct Job {
     pub(crate) partition: Partition,
     pub(crate) ticket: u64,
     pub(crate) topic: TopicName,
+    /// Of the topic that was looked at, where brokers tell.
+    pub(crate) topic_id: Option<TopicId>,
     /// Where it must end up.
     pub(crate) offset: Offset,
     pub(crate) batch: Bytes,
@@ -122,16 +124,22 @@ impl Lane {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next request: jobs in order, one of a partition, up to `bytes`.
+    /// The next request: jobs in order, one of a partition, up to `bytes`. It names topics by id or by name, all of them,
+    /// and each once.
     fn gather(&self, bytes: usize) -> Vec<Job> {
         let mut queue = self.queue();
         let mut room = bytes;
         let mut taken = HashSet::new();
+        let mut ids: HashMap<MirrorId, Option<TopicId>> = HashMap::new();
+        let mut by_id = None;
         let mut jobs = Vec::new();
         let mut left = VecDeque::new();
         while let Some(job) = queue.pop_front() {
             let place = (job.mirror, job.partition);
-            let fits = jobs.is_empty() || job.batch.len() <= room;
+            let has_id = job.topic_id.is_some();
+            let same = *by_id.get_or_insert(has_id) == has_id
+                && *ids.entry(job.mirror).or_insert(job.topic_id) == job.topic_id;
+            let fits = same && (jobs.is_empty() || job.batch.len() <= room);
             if fits && taken.insert(place) {
                 room = room.saturating_sub(job.batch.len());
                 jobs.push(job);
@@ -204,7 +212,7 @@ impl Context {
             .iter()
             .map(|job| ProduceBatch {
                 topic: job.topic.shared(),
-                topic_id: None,
+                topic_id: job.topic_id,
                 partition: job.partition,
                 batch: job.batch.clone(),
             })
@@ -293,6 +301,7 @@ mod tests {
             partition,
             ticket,
             topic: TopicName::new("t").unwrap(),
+            topic_id: Some([1; 16]),
             offset: 0,
             batch: Bytes::from(vec![0; bytes]),
             again: false,
@@ -320,6 +329,21 @@ mod tests {
         assert_eq!(gathered(&lane, 100), [(0, 0), (2, 0)]);
         assert_eq!(gathered(&lane, 100), [(1, 0)]);
         assert_eq!(gathered(&lane, 100), [(1, 1)]);
+    }
+
+    #[test]
+    fn a_request_names_topics_in_one_way_and_each_once() {
+        let lane = Lane::default();
+        let of = |id: Option<u8>, job| Job { topic_id: id.map(|id| [id; 16]), ..job };
+        lane.queue().extend([
+            of(Some(1), job(0, 0, 10)),
+            of(None, Job { mirror: MirrorId(1), ..job(5, 0, 10) }),
+            of(Some(2), job(1, 0, 10)),
+            of(Some(1), job(2, 0, 10)),
+        ]);
+        assert_eq!(gathered(&lane, 100), [(0, 0), (2, 0)]);
+        assert_eq!(gathered(&lane, 100), [(5, 0)]);
+        assert_eq!(gathered(&lane, 100), [(1, 0)]);
     }
 
     #[test]

@@ -159,6 +159,7 @@ async fn a_mirror_topic_that_somebody_made_anew_fails_its_mirror_until_it_is_del
     mirrors.pair.cloud.create_topic(&emptied, 1, 1, &[]).await;
     mirrors.write(&emptied, RECORDS).await;
     mirrors.assert_shown(&emptied, "FAILED", "FOREIGN_WRITE").await;
+    assert_eq!(mirrors.pair.cloud.log_range(&emptied, 0).await, Ok((0, 0)), "somebody else's topic was written to");
     mirrors.assert_goes_on(&other, 2 * RECORDS).await;
 
     mirrors.pair.cloud.delete_topic(&emptied).await;

@@ -60,7 +60,7 @@ failure_codes! {
     UnexpectedTruncation = 11, "UNEXPECTED_TRUNCATION";
     /// Source and mirror hold different bytes at the same offset.
     Diverged = 12, "DIVERGED";
-    /// Somebody else wrote into the mirror.
+    /// Somebody else wrote into the mirror, or deleted its topic and made it again.
     ForeignWrite = 13, "FOREIGN_WRITE";
     /// The cloud cluster refuses a batch or a topic for good.
     CloudRefused = 14, "CLOUD_REFUSED";

@@ -1,7 +1,9 @@
 //! What a session has tasks do: take the link, make topics ready, read log ends, append batches and markers, make mirrors
 //! start, note losses.
 
+mod ids;
 mod ledgers;
+mod topics;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -13,8 +15,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tombolo_kafka::TopicId;
 use tombolo_kafka::cluster::{ClusterMetadata, Leader};
-use tombolo_proto::cloud::{CloudInput, CloudStatus, MirrorState};
+use tombolo_proto::cloud::CloudInput;
 use tombolo_proto::id::{LinkName, MirrorId, Offset, Partition, TopicName};
 use tombolo_proto::mirror::{Outcome, SkipOutcome};
 use tombolo_service::tasks::Tasks;
@@ -26,8 +29,9 @@ use crate::recover::{self, Found, RecoverError};
 use crate::registry::{Claim, ClaimError, Claimant, SessionLease};
 use crate::shared::{Presence, Shared};
 use crate::skip::{self, MarkerRights, Queue, Skipper, Skips, Stretch, Transactions, Wish};
-use crate::topics::{Kept, TopicError, Wanted};
+use crate::topics::Kept;
 use crate::writer::{Job, Writers};
+use ids::TopicIds;
 
 /// Partitions that are looked at together: each may hold its last batches in memory.
 const MAX_RECOVERIES: usize = 16;
@@ -60,6 +64,7 @@ pub(super) struct Duties {
     deletions: Arc<Semaphore>,
     preparing: HashMap<MirrorId, AbortHandle>,
     kept: HashMap<MirrorId, Kept>,
+    ids: TopicIds,
     partitions: HashMap<Key, Outstanding>,
     looking: bool,
     /// When the leaders of all partitions were asked for.
@@ -87,6 +92,7 @@ struct Outstanding {
     topic: TopicName,
     /// Who told the log end; batches go nowhere else.
     leader: Leader,
+    topic_id: Option<TopicId>,
     /// Batches and markers without an answer.
     tickets: BTreeMap<u64, Asked>,
     /// Markers that were given up and may have been sent.
@@ -143,6 +149,7 @@ impl Duties {
             deletions: Arc::new(Semaphore::new(MAX_DELETIONS)),
             preparing: HashMap::new(),
             kept: HashMap::new(),
+            ids: TopicIds::default(),
             partitions: HashMap::new(),
             looking: false,
             looked: Instant::now(),
@@ -188,74 +195,6 @@ impl Duties {
         });
     }
 
-    /// Makes a mirror topic ready, for as long as it takes.
-    pub(super) fn prepare(&mut self, mirror: MirrorId, wanted: Wanted) {
-        let Some(writing) = &self.writing else { return };
-        let (topics, rights) = (self.shared.topics.clone(), writing.rights.clone());
-        let (events, now) = (self.events.clone(), Instant::now());
-        let kept = self.kept.entry(mirror).or_insert_with(|| {
-            let known = self.shared.take_kept(&self.link, &wanted.topic);
-            known.unwrap_or_else(|| Kept::new(wanted.clone(), now))
-        });
-        let retention = self.shared.settings.retention;
-        let (mut hold, may_hold) = (kept.prepared_anew(wanted.clone(), retention, now), retention.hold);
-        let turn = Arc::clone(&kept.turn);
-        let work = async move {
-            let mut backoff = FIRST_BACKOFF;
-            loop {
-                let mut missing = false;
-                let alone = turn.lock().await;
-                let prepared = topics.prepare(&wanted, hold, rights.as_deref(), &mut missing).await;
-                drop(alone);
-                if missing && events.send(Event::Missing { mirror }).await.is_err() {
-                    return;
-                }
-                let (input, done) = match prepared {
-                    Ok(partitions) => (CloudInput::TopicReady { mirror, partitions }, true),
-                    Err(TopicError::Failed(failure)) => (CloudInput::TopicFailed { mirror, failure }, true),
-                    Err(TopicError::Unavailable(reason)) => (CloudInput::TopicUnavailable { mirror, reason }, false),
-                };
-                if events.send(Event::Input(input)).await.is_err() || done {
-                    return;
-                }
-                // By then it may be behind by more, or somebody else's topic.
-                hold = may_hold;
-                tokio::time::sleep(backoff).await;
-                backoff = (backoff * 2).min(LAST_BACKOFF);
-            }
-        };
-        let task = self.tasks.spawn_child("topic", until_stopped(self.tasks.stop_token().clone(), work));
-        if let Some(earlier) = self.preparing.insert(mirror, task.abort_handle()) {
-            earlier.abort();
-        }
-    }
-
-    /// Sees to the configs of mirror topics, now that the mirrors are where `status` says.
-    pub(super) fn tend(&mut self, status: &CloudStatus) {
-        let (now, retention) = (Instant::now(), self.shared.settings.retention);
-        let mut due = Vec::new();
-        for (id, mirror) in status.mirrors.iter().enumerate() {
-            let Some(id) = u32::try_from(id).ok().map(MirrorId) else { return };
-            let Some(kept) = self.kept.get_mut(&id).filter(|_| mirror.state == MirrorState::Active) else { continue };
-            let places: Option<Vec<(Offset, Offset)>> = mirror
-                .partitions
-                .iter()
-                .map(|partition| Some((partition.confirmed, partition.source_high_watermark?)))
-                .collect();
-            if let Some(upkeep) = kept.observe(&places.unwrap_or_default(), retention, now) {
-                due.push((id, kept.wanted.clone(), Arc::clone(&kept.turn), upkeep));
-            }
-        }
-        for (mirror, wanted, turn, upkeep) in due {
-            let topics = self.shared.topics.clone();
-            self.spawn("upkeep", async move {
-                let _alone = turn.lock().await;
-                let result = topics.keep(&wanted, upkeep).await;
-                Event::Kept { mirror, upkeep, result }
-            });
-        }
-    }
-
     /// Looks at a partition.
     pub(super) fn recover(&self, mirror: MirrorId, topic: TopicName, partition: Partition, attempt: u32) {
         let Some(writing) = &self.writing else { return };
@@ -287,7 +226,9 @@ impl Duties {
         place.tickets.insert(ticket, Asked { since: Instant::now(), markers: None });
         let again = offset < place.sent;
         place.sent = place.sent.max(offset + 1);
-        writing.writers.write(place.leader.broker, Job { mirror, partition, ticket, topic, offset, batch, again });
+        let topic_id = place.topic_id;
+        let job = Job { mirror, partition, ticket, topic, topic_id, offset, batch, again };
+        writing.writers.write(place.leader.broker, job);
     }
 
     /// Appends markers at the leader that told the partition's log end; or has the answer at once, where that may still
@@ -367,6 +308,7 @@ impl Duties {
                 }
             }
             Event::Missing { mirror } => {
+                self.ids.forget(mirror);
                 if let Some(kept) = self.kept.get_mut(&mirror) {
                     kept.made(Instant::now());
                 }
@@ -418,15 +360,19 @@ impl Duties {
     fn found(&mut self, key: Key, attempt: u32, result: Result<Found, RecoverError>) -> CloudInput {
         let (mirror, partition) = key;
         let result = match result {
-            Ok(Found { recovery, leader, topic }) => {
+            Ok(Found { recovery, leader, topic, topic_id }) => {
+                if let Err(failure) = self.ids.check(mirror, &topic, topic_id) {
+                    return CloudInput::TopicFailed { mirror, failure };
+                }
                 let place = self.partitions.entry(key).or_insert_with(|| Outstanding {
                     topic,
                     leader,
+                    topic_id,
                     tickets: BTreeMap::new(),
                     late: BTreeMap::new(),
                     sent: 0,
                 });
-                place.leader = leader;
+                (place.leader, place.topic_id) = (leader, topic_id);
                 Ok(recovery)
             }
             Err(error) => Err(error.to_string()),

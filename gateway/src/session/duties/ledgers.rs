@@ -34,7 +34,8 @@ impl Duties {
         let (topics, events) = (self.shared.topics.clone(), self.events.clone());
         let (cloud, slots) = (writing.cloud.clone(), Arc::clone(&self.starts));
         let note = self.note(writing, &topic, partition, LedgerKind::Start, 0..stretch.end, SOURCE_STARTS);
-        let place = self.place(topic, partition);
+        let topic_id = self.partitions.get(&(mirror, partition)).and_then(|looked_at| looked_at.topic_id);
+        let place = Place { topic_id, ..self.place(topic, partition) };
         let timeout = self.shared.settings.produce.timeout;
         self.spawn("fast-forward", async move {
             let _slot = slots.acquire_owned().await;
@@ -124,7 +125,7 @@ impl Duties {
 
     pub(super) fn place(&self, topic: TopicName, partition: Partition) -> Place {
         let skippers = self.shared.registry.skippers(&self.link);
-        Place { topic, partition, producer_id: self.link.producer_id(), skippers }
+        Place { topic, partition, topic_id: None, producer_id: self.link.producer_id(), skippers }
     }
 
     pub(super) fn ledger_key(&self, topic: &TopicName, partition: Partition) -> LedgerKey {
