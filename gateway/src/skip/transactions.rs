@@ -201,14 +201,14 @@ impl Transactions {
             self.cloud.lease.soon().await?;
             let opened = admin::add_partitions_to_txn(connection, producer, partitions).await;
             let opened = opened.map_err(TransactionError::Kafka).and_then(all_open);
-            if let Some(opened) = patience.settled(opened).await {
+            if let Some(opened) = patience.settled_on(connection, opened).await {
                 break opened?;
             }
         }
         loop {
             self.cloud.lease.soon().await?;
             let ended = admin::end_txn(connection, producer).await.map_err(TransactionError::Kafka);
-            if let Some(ended) = patience.settled(ended).await {
+            if let Some(ended) = patience.settled_on(connection, ended).await {
                 return ended;
             }
         }
@@ -270,6 +270,15 @@ struct Patience {
 impl Patience {
     fn begin() -> Self {
         Self { until: Instant::now() + PATIENCE }
+    }
+
+    /// As [`Self::settled`], for who asks again over this connection: one that has failed says the same for ever.
+    async fn settled_on<T>(
+        &self,
+        connection: &Connection,
+        answer: Result<T, TransactionError>,
+    ) -> Option<Result<T, TransactionError>> {
+        if connection.is_poisoned() { Some(answer) } else { self.settled(answer).await }
     }
 
     /// The answer, unless it is to be asked again, now that a moment has passed.
