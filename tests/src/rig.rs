@@ -167,6 +167,11 @@ impl Rig {
         LinkName::new(&self.name).expect("the rig names its links well").producer_id()
     }
 
+    /// The registry's topic.
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+
     /// Where the agent keeps journal and checkpoint.
     pub fn journal(&self) -> PathBuf {
         self.agent.folder().join(JOURNAL)

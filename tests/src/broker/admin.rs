@@ -67,12 +67,13 @@ impl KafkaCluster {
     pub async fn delete_records(&self, topic: &str, partition: i32, before: i64) {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(before)).expect("an offset of a log");
-        let answer = self.admin.delete_records(&list, &options()).await.expect("the cluster answers");
-        for element in answer.elements() {
-            if let Err(error) = element.error() {
-                panic!("cannot delete records of {topic}/{partition}: {error}");
-            }
-        }
+        // A broker that has not heard of a change of the topic's policy refuses.
+        until(&format!("records of {topic}/{partition} are deleted"), DEADLINE, async || {
+            let answer = self.admin.delete_records(&list, &options()).await.expect("the cluster answers");
+            let refusal = answer.elements().iter().find_map(|element| element.error().err());
+            refusal.map_or(Ok(()), |error| Err(error.to_string()))
+        })
+        .await;
     }
 
     /// Sets configs of a topic and leaves its others as they are.
