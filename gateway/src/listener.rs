@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Connection, Endpoint, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
+use quinn::{Connection, ConnectionError, Endpoint, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -47,7 +47,7 @@ const REFUSAL_PERIOD: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("handshake failed: {0}")]
-    Handshake(quinn::ConnectionError),
+    Handshake(ConnectionError),
     #[error("handshake not done within {0:?}")]
     Slow(Duration),
     #[error(transparent)]
@@ -67,6 +67,11 @@ impl Refusal {
             Self::UnknownLink(_) => "unknown_link",
             Self::Crowd(_) => "crowd",
         }
+    }
+
+    /// Whether the other side fell silent: what links do that break, and agents that die.
+    fn is_silence(&self) -> bool {
+        matches!(self, Self::Slow(_) | Self::Handshake(ConnectionError::TimedOut | ConnectionError::Reset))
     }
 }
 
@@ -113,7 +118,7 @@ impl Listener {
             }
             let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
                 metrics::refused("full");
-                throttle.refused(incoming.remote_address(), &"quic.max_connections are open");
+                throttle.refused(incoming.remote_address(), &"quic.max_connections are open", false);
                 incoming.refuse();
                 continue;
             };
@@ -141,7 +146,7 @@ async fn serve(
         Ok(session) => session,
         Err(refusal) => {
             metrics::refused(refusal.label());
-            throttle.refused(remote, &refusal);
+            throttle.refused(remote, &refusal, refusal.is_silence());
             return;
         }
     };
@@ -245,7 +250,7 @@ struct Throttle {
 }
 
 impl Throttle {
-    fn refused(&self, remote: SocketAddr, reason: &dyn std::fmt::Display) {
+    fn refused(&self, remote: SocketAddr, reason: &dyn std::fmt::Display, silence: bool) {
         let mut period = self.period.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (since, count) = match *period {
             Some((since, count)) if since.elapsed() < REFUSAL_PERIOD => (since, count + 1),
@@ -253,7 +258,9 @@ impl Throttle {
         };
         *period = Some((since, count));
         drop(period);
-        if count <= MAX_REFUSALS {
+        if count <= MAX_REFUSALS && silence {
+            tracing::info!(%remote, %reason, "connection given up");
+        } else if count <= MAX_REFUSALS {
             tracing::warn!(%remote, %reason, "connection refused");
         }
         if count == MAX_REFUSALS {
