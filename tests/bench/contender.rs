@@ -81,7 +81,13 @@ impl Running {
     pub(crate) async fn start(contender: Contender, start: Start<'_>) -> Self {
         let Start { source, cloud, topics, mirror_maker, tombolo } = start;
         match contender {
-            Contender::Tombolo => Self::Tombolo(Box::new(Rig::start(source, cloud, tombolo).await)),
+            Contender::Tombolo => {
+                let mut rig = Rig::start(source, cloud, tombolo).await;
+                // A machine at its limit may make them wait for brokers: figures are looked at here, not logs.
+                rig.agent.allow("WARN");
+                rig.gateway.allow("WARN");
+                Self::Tombolo(Box::new(rig))
+            }
             Contender::MirrorMaker => {
                 let names: Vec<&str> = topics.iter().map(|(name, _)| name.as_str()).collect();
                 Self::MirrorMaker(MirrorMaker::start(source, cloud, &names.join(","), mirror_maker).await)

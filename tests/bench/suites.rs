@@ -12,11 +12,13 @@ pub(crate) mod transactions;
 use std::time::Duration;
 
 use tombolo_tests::broker::KafkaCluster;
+use tombolo_tests::child::Usage;
 use tombolo_tests::rig::RigSpec;
 
+use crate::Run;
 use crate::contender::{self, Contender, Running, Start};
 use crate::load::Loaded;
-use crate::report::Row;
+use crate::report::{Report, Row};
 use crate::watch::Watch;
 
 const DEADLINE: Duration = Duration::from_mins(30);
@@ -29,6 +31,34 @@ const LINK_SHARE: &str = "link bytes/record bytes";
 #[expect(clippy::print_stderr, reason = "long work shows progress")]
 fn say(what: &str) {
     eprintln!("{what}");
+}
+
+/// All contenders on the same data, in turn, as often as the run says.
+async fn race(
+    report: &mut Report,
+    run: &Run,
+    source: &KafkaCluster,
+    loaded: &[&Loaded],
+    name: fn(Contender, &Loaded) -> String,
+) {
+    for number in 1..=run.runs {
+        say(&format!("run {number} of {}", run.runs));
+        for contender in Contender::ALL {
+            for loaded in loaded {
+                report.rows.push(catch_up(source, loaded, contender, &name(contender, loaded), None).await);
+            }
+        }
+    }
+}
+
+fn by_contender(contender: Contender, _: &Loaded) -> String {
+    contender.name().to_owned()
+}
+
+/// In MiB.
+#[expect(clippy::cast_precision_loss, reason = "bytes of some gigabytes")]
+fn peak(usage: &Usage) -> f64 {
+    usage.peak_bytes as f64 / f64::from(1 << 20)
 }
 
 /// One contender's way from nothing to all that was loaded, into a cluster of its own.
@@ -54,22 +84,11 @@ async fn catch_up(
     let usage = running.usage();
     let row = figures(name, loaded, seen.rate(), seen.seconds(), &usage, running.link_bytes().await);
     say(&format!("  {name}: {:.0} offsets/s", seen.rate()));
-    if let Running::Tombolo(rig) = &mut running {
-        rig.gateway.allow("WARN");
-        rig.agent.allow("WARN");
-    }
     row
 }
 
 #[expect(clippy::cast_precision_loss, reason = "bytes of some gigabytes")]
-fn figures(
-    name: &str,
-    loaded: &Loaded,
-    rate: f64,
-    seconds: f64,
-    usage: &[tombolo_tests::child::Usage],
-    link_bytes: Option<f64>,
-) -> Row {
+fn figures(name: &str, loaded: &Loaded, rate: f64, seconds: f64, usage: &[Usage], link_bytes: Option<f64>) -> Row {
     let stored = loaded.stored_bytes as f64;
     let share = loaded.record_bytes as f64;
     let cpu: f64 = usage.iter().map(|usage| usage.cpu_seconds).sum();
@@ -80,15 +99,14 @@ fn figures(
         ("seconds", seconds),
         (CPU, cpu / (stored / 1e9)),
     ];
-    let mib = |usage: &tombolo_tests::child::Usage| usage.peak_bytes as f64 / f64::from(1 << 20);
     match usage {
         [agent, gateway] => {
             figures.push(("agent CPU s/GB", agent.cpu_seconds / (stored / 1e9)));
             figures.push(("gateway CPU s/GB", gateway.cpu_seconds / (stored / 1e9)));
-            figures.push((AGENT_PEAK, mib(agent)));
-            figures.push((GATEWAY_PEAK, mib(gateway)));
+            figures.push((AGENT_PEAK, peak(agent)));
+            figures.push((GATEWAY_PEAK, peak(gateway)));
         }
-        others => figures.push(("peak MiB", others.iter().map(mib).sum())),
+        others => figures.push(("peak MiB", others.iter().map(peak).sum())),
     }
     if let Some(bytes) = link_bytes {
         figures.push((LINK_SHARE, bytes / share));

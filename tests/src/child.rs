@@ -23,8 +23,6 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// The most memory it ever held (`VmHWM`), in bytes.
     pub peak_bytes: u64,
-    /// What it holds now (`VmRSS`), in bytes.
-    pub resident_bytes: u64,
 }
 
 impl Usage {
@@ -32,18 +30,15 @@ impl Usage {
     pub(crate) fn of(id: u32) -> Option<Self> {
         let folder = Path::new("/proc").join(id.to_string());
         let status = fs::read_to_string(folder.join("status")).ok()?;
-        let bytes = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("memory is told in kB");
-            Some(kib * 1024)
-        };
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().ok()?;
         let stat = fs::read_to_string(folder.join("stat")).ok()?;
         // Fields from the third on follow the name, which may hold anything, in brackets: proc_pid_stat(5).
         let (_, fields) = stat.rsplit_once(')')?;
         let ticks = |number: usize| fields.split_whitespace().nth(number - 3)?.parse::<f64>().ok();
         // utime and stime.
         let cpu_seconds = (ticks(14)? + ticks(15)?) / TICKS_PER_SECOND;
-        Some(Self { cpu_seconds, peak_bytes: bytes("VmHWM:")?, resident_bytes: bytes("VmRSS:")? })
+        Some(Self { cpu_seconds, peak_bytes: kib * 1024 })
     }
 }
 

@@ -4,7 +4,7 @@ use crate::Run;
 use crate::contender::{self, Contender};
 use crate::load::Load;
 use crate::report::Report;
-use crate::suites::{AGENT_PEAK, CPU, GATEWAY_PEAK, RATE, catch_up, say};
+use crate::suites::{AGENT_PEAK, CPU, GATEWAY_PEAK, RATE, by_contender, race};
 
 const RECORDS: u64 = 5_000_000;
 
@@ -20,12 +20,7 @@ pub(crate) async fn run(run: &Run) -> Report {
     );
     let mut report = Report::new("bulk", data);
     report.settings = contender::settings();
-    for number in 1..=run.runs {
-        say(&format!("run {number} of {}", run.runs));
-        for contender in Contender::ALL {
-            report.rows.push(catch_up(&source, &loaded, contender, contender.name(), None).await);
-        }
-    }
+    race(&mut report, run, &source, &[&loaded], by_contender).await;
     let (ours, theirs) = (Contender::Tombolo.name(), Contender::MirrorMaker.name());
     let rate = report.median(ours, RATE);
     report.at_least("records/s, times MirrorMaker 2's", rate / report.median(theirs, RATE), 4.0);

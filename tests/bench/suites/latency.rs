@@ -101,10 +101,6 @@ async fn measure(source: &KafkaCluster, contender: Contender, run: &Run) -> Row 
     };
     let figures = vec![(P50, milliseconds(0.5)), ("p90 ms", milliseconds(0.9)), (P99, milliseconds(0.99))];
     say(&format!("  {}: {figures:?}", contender.name()));
-    if let Running::Tombolo(rig) = &mut running {
-        rig.gateway.allow("WARN");
-        rig.agent.allow("WARN");
-    }
     Row { contender: contender.name().to_owned(), figures }
 }
 

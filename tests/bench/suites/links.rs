@@ -17,7 +17,7 @@ use crate::Run;
 use crate::contender;
 use crate::report::{Report, Row};
 use crate::site::{self, Confirmed, PARTITIONS, Place};
-use crate::suites::{DEADLINE, GATEWAY_PEAK, say};
+use crate::suites::{DEADLINE, GATEWAY_PEAK, peak, say};
 
 const SITES: u64 = 1_000;
 /// Sites that share a socket.
@@ -104,15 +104,13 @@ async fn measure(sites: usize) -> Row {
     until_all_confirm(&mut confirms, sites, again).await;
     let back = again.elapsed().as_secs_f64();
     running.abort_all();
-    #[expect(clippy::cast_precision_loss, reason = "bytes of some megabytes")]
-    let peak = gateway.usage().peak_bytes as f64 / f64::from(1 << 20);
     let figures = vec![
         ("all confirmed at first, s", first),
         ("p50 of a confirm, ms", percentile(50)),
         (P99, percentile(99)),
         ("gateway, % of a core", (after.cpu_seconds - before.cpu_seconds) / OBSERVED.as_secs_f64() * 100.0),
         (BACK, back),
-        (GATEWAY_PEAK, peak),
+        (GATEWAY_PEAK, peak(&gateway.usage())),
     ];
     Row { contender: TOMBOLO.to_owned(), figures }
 }

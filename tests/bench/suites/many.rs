@@ -8,7 +8,7 @@ use tombolo_tests::producer::{Shape, Workload};
 use crate::Run;
 use crate::contender::{self, Contender, Running, Start};
 use crate::report::{Report, Row};
-use crate::suites::{AGENT_PEAK, DEADLINE, GATEWAY_PEAK, say};
+use crate::suites::{AGENT_PEAK, DEADLINE, GATEWAY_PEAK, peak, say};
 use crate::watch::Watch;
 
 const TOPICS: u64 = 500;
@@ -103,15 +103,10 @@ async fn measure(source: &KafkaCluster, contender: Contender, topics: &[(String,
     background.stop().await;
     let mut figures =
         vec![("all mirrored at first, s", first), (LIVE, live), (IDLE, idle), ("thin traffic, % of a core", thin)];
-    #[expect(clippy::cast_precision_loss, reason = "bytes of some megabytes")]
-    let peaks: Vec<f64> = running.usage().iter().map(|usage| usage.peak_bytes as f64 / f64::from(1 << 20)).collect();
+    let peaks: Vec<f64> = running.usage().iter().map(peak).collect();
     match peaks.as_slice() {
         [agent, gateway] => figures.extend([(AGENT_PEAK, *agent), (GATEWAY_PEAK, *gateway)]),
         others => figures.push(("peak MiB", others.iter().sum())),
-    }
-    if let Running::Tombolo(rig) = &mut running {
-        rig.gateway.allow("WARN");
-        rig.agent.allow("WARN");
     }
     Row { contender: contender.name().to_owned(), figures }
 }

@@ -4,7 +4,7 @@ use crate::Run;
 use crate::contender::{self, Contender};
 use crate::load::{Load, Loaded};
 use crate::report::Report;
-use crate::suites::{RATE, catch_up, say};
+use crate::suites::{RATE, race};
 
 const RECORDS: u64 = 200_000;
 
@@ -21,15 +21,7 @@ pub(crate) async fn run(run: &Run) -> Report {
     );
     let mut report = Report::new("tiny", data);
     report.settings = contender::settings();
-    for number in 1..=run.runs {
-        say(&format!("run {number} of {}", run.runs));
-        for contender in Contender::ALL {
-            for loaded in [&one, &six] {
-                let name = name(contender, loaded);
-                report.rows.push(catch_up(&source, loaded, contender, &name, None).await);
-            }
-        }
-    }
+    race(&mut report, run, &source, &[&one, &six], name).await;
     let of_one = report.median(&name(Contender::Tombolo, &one), RATE);
     let of_six = report.median(&name(Contender::Tombolo, &six), RATE);
     report.at_least("batches/s in one partition, times the producer's", of_one / one.rate, 1.0);
