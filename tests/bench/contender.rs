@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use clap::ValueEnum;
 use tombolo_tests::broker::{ClusterSpec, KafkaCluster};
 use tombolo_tests::child::{Program, Usage};
 use tombolo_tests::mirror_maker::{self, MirrorMaker};
@@ -9,7 +10,7 @@ use tombolo_tests::rig::{Rig, RigSpec};
 use tombolo_tests::scratch::Scratch;
 
 /// Who mirrors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Contender {
     Tombolo,
     MirrorMaker,

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::contender::Contender;
 use crate::report::Report;
 
 #[derive(Debug, Parser)]
@@ -67,6 +68,9 @@ struct Run {
     /// The same as `--output json`.
     #[arg(long)]
     json: bool,
+    /// Only this contender, for a profile: a part is left out then, and the exit code says so.
+    #[arg(long, value_enum)]
+    only: Option<Contender>,
     /// Markdown file whose section of this suite is written anew.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -79,6 +83,12 @@ enum Output {
 }
 
 impl Run {
+    /// Who runs.
+    fn contenders(&self) -> impl Iterator<Item = Contender> {
+        let only = self.only;
+        Contender::ALL.into_iter().filter(move |contender| only.is_none_or(|only| only == *contender))
+    }
+
     /// So many records, times the scale.
     fn scaled(&self, records: u64) -> u64 {
         #[expect(
@@ -120,6 +130,10 @@ fn show(run: &Run, report: &Report) -> ExitCode {
         eprintln!("{}", report.text());
     } else {
         println!("{}", report.text());
+    }
+    if run.only.is_some() {
+        eprintln!("bench: only one contender ran, so nothing is reported");
+        return ExitCode::FAILURE;
     }
     match run.report.as_deref().map_or(Ok(()), |path| markdown::put(path, report)) {
         Ok(()) => ExitCode::SUCCESS,

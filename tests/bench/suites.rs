@@ -43,7 +43,7 @@ async fn race(
 ) {
     for number in 1..=run.runs {
         say(&format!("run {number} of {}", run.runs));
-        for contender in Contender::ALL {
+        for contender in run.contenders() {
             for loaded in loaded {
                 report.rows.push(catch_up(source, loaded, contender, &name(contender, loaded), None).await);
             }

@@ -40,7 +40,7 @@ pub(crate) async fn run(run: &Run) -> Report {
     let source = contender::broker().await;
     for number in 1..=run.runs {
         say(&format!("run {number} of {}", run.runs));
-        for contender in Contender::ALL {
+        for contender in run.contenders() {
             report.rows.push(measure(&source, contender, run).await);
         }
     }

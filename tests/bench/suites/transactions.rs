@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use rdkafka::ClientConfig;
 use tokio::task::JoinSet;
-use tombolo_tests::broker::unique_name;
+use tombolo_tests::broker::{KafkaCluster, unique_name};
 use tombolo_tests::transactions::Transactions;
 
 use crate::Run;
@@ -14,43 +14,35 @@ use crate::report::Report;
 use crate::suites::{RATE, catch_up, say};
 
 const TRANSACTIONS: u64 = 100_000;
+/// Of them, what is caught up without the markers' right: that takes a transaction of the cloud for each.
+const FEW: u64 = 6_000;
 const PARTITIONS: i32 = 6;
 const BY_TRANSACTIONS: &str = "tombolo, skip=transactions";
 const TRANSACTION_RATE: &str = "transactions/s";
 /// Producers at a time: one waits for the coordinator most of the time.
-const PRODUCERS: u32 = 4;
+const PRODUCERS: u32 = 16;
 
 pub(crate) async fn run(run: &Run) -> Report {
     let source = contender::broker().await;
-    let topic = unique_name("transactions");
-    source.create_topic(&topic, PARTITIONS, 1, &[]).await;
-    // Each goes to all partitions: a partition sees every one of them.
-    let of_partition = run.scaled(TRANSACTIONS) / u64::from(PARTITIONS.unsigned_abs());
-    let transactions = u32::try_from(of_partition).expect("a share of it").next_multiple_of(PRODUCERS);
-    let start = Instant::now();
-    write(&source.client_config(), &topic, transactions).await;
-    let per_partition: u64 = transactions.into();
-    let records = per_partition * u64::from(PARTITIONS.unsigned_abs());
-    let stored_bytes = (0..PARTITIONS).map(|partition| source.stored_bytes(&topic, partition)).sum();
-    let rate = f64::from(transactions) / start.elapsed().as_secs_f64();
-    let loaded = Loaded { topic, partitions: PARTITIONS, records, record_bytes: stored_bytes, stored_bytes, rate };
+    let loaded = load(&source, run.scaled(TRANSACTIONS)).await;
+    let few = load(&source, run.scaled(FEW)).await;
     let data = format!(
-        "{records} committed transactions of one record, {per_partition} in each of {PARTITIONS} partitions, in {rate:.0} \
-         transactions/s over all."
+        "{} committed transactions of one record over {PARTITIONS} partitions, written at {:.0} a second; {} where the \
+         gateway has no right to write markers.",
+        loaded.records, loaded.rate, few.records
     );
     let mut report = Report::new("transactions", data);
     report.settings = contender::settings();
     for number in 1..=run.runs {
         say(&format!("run {number} of {}", run.runs));
-        let topics = [(loaded.topic.clone(), loaded.partitions)];
-        let by_transactions = contender::tombolo(&topics).link("skip", "transactions");
+        let by_transactions = contender::tombolo(&[(few.topic.clone(), few.partitions)]).link("skip", "transactions");
         let contenders = [
-            (Contender::Tombolo, Contender::Tombolo.name(), None),
-            (Contender::Tombolo, BY_TRANSACTIONS, Some(by_transactions)),
-            (Contender::MirrorMaker, Contender::MirrorMaker.name(), None),
+            (Contender::Tombolo, Contender::Tombolo.name(), &loaded, None),
+            (Contender::Tombolo, BY_TRANSACTIONS, &few, Some(by_transactions)),
+            (Contender::MirrorMaker, Contender::MirrorMaker.name(), &loaded, None),
         ];
-        for (contender, name, spec) in contenders {
-            let mut row = catch_up(&source, &loaded, contender, name, spec).await;
+        for (contender, name, loaded, spec) in contenders {
+            let mut row = catch_up(&source, loaded, contender, name, spec).await;
             // Of a mirror that has the markers' offsets two offsets are a transaction.
             let offsets = row.figures.iter().find(|(figure, _)| *figure == RATE).map_or(f64::NAN, |(_, rate)| *rate);
             let each = if contender == Contender::Tombolo { 2.0 } else { 1.0 };
@@ -62,6 +54,21 @@ pub(crate) async fn run(run: &Run) -> Report {
     report.at_least("transactions/s over 6 partitions, with marker rights", of_all, 2_500.0);
     report.at_least("transactions/s of a partition", of_all / f64::from(PARTITIONS), 500.0);
     report
+}
+
+/// So many transactions, as partitions see them: each goes to all partitions.
+async fn load(source: &KafkaCluster, transactions: u64) -> Loaded {
+    let topic = unique_name("transactions");
+    source.create_topic(&topic, PARTITIONS, 1, &[]).await;
+    let partitions = u64::from(PARTITIONS.unsigned_abs());
+    let of_partition = u32::try_from(transactions / partitions).expect("a share of it").next_multiple_of(PRODUCERS);
+    let start = Instant::now();
+    write(&source.client_config(), &topic, of_partition).await;
+    let records = u64::from(of_partition) * partitions;
+    let stored_bytes = (0..PARTITIONS).map(|partition| source.stored_bytes(&topic, partition)).sum();
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let rate = records as f64 / start.elapsed().as_secs_f64();
+    Loaded { topic, partitions: PARTITIONS, records, record_bytes: stored_bytes, stored_bytes, rate }
 }
 
 async fn write(config: &ClientConfig, topic: &str, transactions: u32) {
