@@ -4,13 +4,18 @@
 //! Must never: spend memory on an address that has not shown that it can be answered; let a connection in whose
 //! certificate names no link of the settings.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Connection, ConnectionError, Endpoint, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
+use rustix::net::sockopt;
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -89,7 +94,7 @@ impl Listener {
     pub(crate) fn bind(shared: Arc<Shared>, tasks: Tasks) -> Result<Self, SettingsError> {
         let settings = &shared.settings;
         let config = server_config(settings)?;
-        let endpoint = Endpoint::server(config, settings.listen).map_err(|error| {
+        let endpoint = endpoint(config, settings).map_err(|error| {
             let problem = format!("cannot listen on {}: {error}", settings.listen);
             SettingsError::new("listen", problem, "a free UDP address and port of this machine")
         })?;
@@ -185,6 +190,22 @@ fn link_of(connection: &Connection, shared: &Shared) -> Result<LinkName, Identit
         connection.peer_identity().and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
     let leaf = chain.as_deref().and_then(|chain| chain.first()).ok_or(IdentityError::Missing)?;
     identity::link_of(leaf, &shared.settings.tls.domain)
+}
+
+fn endpoint(config: ServerConfig, settings: &Settings) -> io::Result<Endpoint> {
+    let socket = UdpSocket::bind(settings.listen)?;
+    let wanted = settings.quic.receive_buffer;
+    // The kernel takes any number and gives what it may: it tells twice of that, for its own bookkeeping (socket(7)).
+    sockopt::set_socket_recv_buffer_size(&socket, wanted)?;
+    let given = sockopt::socket_recv_buffer_size(&socket)? / 2;
+    if given < wanted {
+        tracing::info!(
+            wanted,
+            given,
+            "quic.receive_buffer is bounded by the system: fast links lose packets; raise net.core.rmem_max"
+        );
+    }
+    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
 }
 
 /// The QUIC settings of a gateway; reads the certificate files.

@@ -78,6 +78,8 @@ pub struct QuicSettings {
     pub handshake_timeout: Duration,
     /// Connections at a time, handshakes included.
     pub max_connections: usize,
+    /// Packets of all connections that wait in the kernel.
+    pub receive_buffer: usize,
     /// Congestion control.
     pub congestion: Congestion,
 }
@@ -275,11 +277,17 @@ fn quic(raw: &RawQuic) -> Result<QuicSettings, SettingsError> {
         let problem = format!("{} connections", raw.max_connections);
         return Err(SettingsError::new("quic.max_connections", problem, "1 to 10000"));
     }
+    let (least, most) = (ByteSize::kib(64), ByteSize::mib(1 << 10));
+    if !(least..=most).contains(&raw.receive_buffer) {
+        let problem = format!("{} is out of range", raw.receive_buffer);
+        return Err(SettingsError::new("quic.receive_buffer", problem, format!("{least} to {most}")));
+    }
     Ok(QuicSettings {
         idle_timeout,
         keep_alive,
         handshake_timeout,
         max_connections: raw.max_connections,
+        receive_buffer: raw.receive_buffer.as_usize(),
         congestion: raw.congestion,
     })
 }

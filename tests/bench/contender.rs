@@ -9,6 +9,8 @@ use tombolo_tests::mirror_maker::{self, MirrorMaker};
 use tombolo_tests::rig::{Rig, RigSpec};
 use tombolo_tests::scratch::Scratch;
 
+use crate::Run;
+
 /// Who mirrors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Contender {
@@ -72,10 +74,10 @@ pub(crate) fn settings() -> Vec<(String, String)> {
     ]
 }
 
-/// A tombolo with every setting at its default, for these topics.
-pub(crate) fn tombolo(topics: &[(String, i32)]) -> RigSpec {
+/// A tombolo for these topics, with every setting at its default but for the command line's.
+pub(crate) fn tombolo(run: &Run, topics: &[(String, i32)]) -> RigSpec {
     let names: Vec<&str> = topics.iter().map(|(name, _)| name.as_str()).collect();
-    RigSpec::new(&names).direct()
+    run.tuned(RigSpec::new(&names).direct())
 }
 
 impl Running {

@@ -20,6 +20,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use tombolo_tests::rig::RigSpec;
+
 use crate::contender::Contender;
 use crate::report::Report;
 
@@ -71,6 +73,12 @@ struct Run {
     /// Only this contender, for a profile: a part is left out then, and the exit code says so.
     #[arg(long, value_enum)]
     only: Option<Contender>,
+    /// A setting of the agent other than its default, such as `memory.window=32 MiB`.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    agent: Vec<(String, String)>,
+    /// A setting of the gateway.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    gateway: Vec<(String, String)>,
     /// Markdown file whose section of this suite is written anew.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -89,6 +97,12 @@ impl Run {
         Contender::ALL.into_iter().filter(move |contender| only.is_none_or(|only| only == *contender))
     }
 
+    /// The spec with the settings of the command line.
+    fn tuned(&self, spec: RigSpec) -> RigSpec {
+        let spec = self.agent.iter().fold(spec, |spec, (key, value)| spec.agent(key, value.as_str()));
+        self.gateway.iter().fold(spec, |spec, (key, value)| spec.gateway(key, value.as_str()))
+    }
+
     /// So many records, times the scale.
     fn scaled(&self, records: u64) -> u64 {
         #[expect(
@@ -100,6 +114,11 @@ impl Run {
         let scaled = (records as f64 * self.scale) as u64;
         scaled.max(1)
     }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a setting is KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn main() -> ExitCode {

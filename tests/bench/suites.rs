@@ -45,7 +45,7 @@ async fn race(
         say(&format!("run {number} of {}", run.runs));
         for contender in run.contenders() {
             for loaded in loaded {
-                report.rows.push(catch_up(source, loaded, contender, &name(contender, loaded), None).await);
+                report.rows.push(catch_up(run, source, loaded, contender, &name(contender, loaded), None).await);
             }
         }
     }
@@ -63,6 +63,7 @@ fn peak(usage: &Usage) -> f64 {
 
 /// One contender's way from nothing to all that was loaded, into a cluster of its own.
 async fn catch_up(
+    run: &Run,
     source: &KafkaCluster,
     loaded: &Loaded,
     contender: Contender,
@@ -77,7 +78,7 @@ async fn catch_up(
         Contender::Tombolo | Contender::Copier => Watch::new(source, &topics).held().await,
     };
     let watch = Watch::new(&cloud, &topics);
-    let tombolo = spec.unwrap_or_else(|| contender::tombolo(&topics));
+    let tombolo = spec.unwrap_or_else(|| contender::tombolo(run, &topics));
     let start = Start { source, cloud: &cloud, topics: &topics, mirror_maker: &[], tombolo };
     let mut running = Running::start(contender, start).await;
     let seen = watch.until(offsets, DEADLINE, || running.assert_running()).await;

@@ -3,6 +3,7 @@
 //! Layout: `org.apache.kafka.common.record.DefaultRecordBatch`. The record section is never touched or read.
 //! Must never: trust a length before it was compared with the bytes at hand.
 
+mod shift;
 mod stamp;
 
 pub use stamp::Stamp;

@@ -95,6 +95,7 @@ pub(super) struct RawQuic {
     pub(super) keep_alive: Span,
     pub(super) handshake_timeout: Span,
     pub(super) max_connections: usize,
+    pub(super) receive_buffer: ByteSize,
     pub(super) congestion: Congestion,
 }
 
@@ -105,6 +106,7 @@ impl Default for RawQuic {
             keep_alive: Span::from_secs(10),
             handshake_timeout: Span::from_secs(15),
             max_connections: 256,
+            receive_buffer: ByteSize::mib(4),
             congestion: Congestion::Cubic,
         }
     }

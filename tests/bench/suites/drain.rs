@@ -40,8 +40,8 @@ pub(crate) async fn run(run: &Run) -> Report {
     report.settings = contender::settings();
     for number in 1..=run.runs {
         say(&format!("run {number} of {}", run.runs));
-        report.rows.push(catch_up(&source, &loaded, Contender::Tombolo, Contender::Tombolo.name(), None).await);
-        report.rows.extend(dark(&source, &load).await);
+        report.rows.push(catch_up(run, &source, &loaded, Contender::Tombolo, Contender::Tombolo.name(), None).await);
+        report.rows.extend(dark(run, &source, &load).await);
     }
     let live = report.median(Contender::Tombolo.name(), RATE);
     report.at_least("records/s of the drain, times the live rate", report.median(DRAIN, RATE) / live, 0.8);
@@ -52,11 +52,11 @@ pub(crate) async fn run(run: &Run) -> Report {
 }
 
 /// The same data in a topic of its own: an agent that begins in the dark reads what the source holds.
-async fn dark(source: &KafkaCluster, load: &Load) -> Vec<Row> {
+async fn dark(run: &Run, source: &KafkaCluster, load: &Load) -> Vec<Row> {
     let cloud = contender::broker().await;
     let empty = Load { records: 1, ..load.clone() }.write(source, "dark").await;
     let topics = [(empty.topic.clone(), empty.partitions)];
-    let spec = contender::tombolo(&topics).agent("journal.max_bytes", "16 GiB");
+    let spec = contender::tombolo(run, &topics).agent("journal.max_bytes", "16 GiB");
     let mut rig = Rig::start(source, &cloud, spec).await;
     let watch = Watch::new(&cloud, &topics);
     watch.until(1, DEADLINE, || ()).await;

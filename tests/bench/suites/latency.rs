@@ -62,7 +62,7 @@ async fn measure(source: &KafkaCluster, contender: Contender, run: &Run) -> Row 
         cloud: &cloud,
         topics: &topics,
         mirror_maker: &MIRROR_MAKER,
-        tombolo: contender::tombolo(&topics),
+        tombolo: contender::tombolo(run, &topics),
     };
     let mut running = Running::start(contender, start).await;
     // Every partition has been through once before anything counts.

@@ -41,7 +41,7 @@ pub(crate) async fn run(run: &Run) -> Report {
     for number in 1..=run.runs {
         say(&format!("run {number} of {}", run.runs));
         for contender in [Contender::Tombolo, Contender::MirrorMaker] {
-            let row = measure(&source, contender, &topics).await;
+            let row = measure(run, &source, contender, &topics).await;
             say(&format!("  {}: {:?}", contender.name(), row.figures));
             report.rows.push(row);
         }
@@ -62,11 +62,16 @@ fn workload(topics: &[(String, i32)]) -> Workload {
     topics.iter().fold(Workload::new().shape(Shape::Plain(200)), |all, (topic, count)| all.topic(topic, *count))
 }
 
-async fn measure(source: &KafkaCluster, contender: Contender, topics: &[(String, i32)]) -> Row {
+async fn measure(run: &Run, source: &KafkaCluster, contender: Contender, topics: &[(String, i32)]) -> Row {
     let cloud = contender::broker().await;
     let watch = Watch::new(&cloud, topics).every(Duration::from_millis(200));
-    let start =
-        || Start { source, cloud: &cloud, topics, mirror_maker: &MIRROR_MAKER, tombolo: contender::tombolo(topics) };
+    let start = || Start {
+        source,
+        cloud: &cloud,
+        topics,
+        mirror_maker: &MIRROR_MAKER,
+        tombolo: contender::tombolo(run, topics),
+    };
     let begin = Instant::now();
     let mut running = Running::start(contender, start()).await;
     let written = Watch::new(source, topics).held().await;

@@ -35,14 +35,15 @@ pub(crate) async fn run(run: &Run) -> Report {
     report.settings = contender::settings();
     for number in 1..=run.runs {
         say(&format!("run {number} of {}", run.runs));
-        let by_transactions = contender::tombolo(&[(few.topic.clone(), few.partitions)]).link("skip", "transactions");
+        let by_transactions =
+            contender::tombolo(run, &[(few.topic.clone(), few.partitions)]).link("skip", "transactions");
         let contenders = [
             (Contender::Tombolo, Contender::Tombolo.name(), &loaded, None),
             (Contender::Tombolo, BY_TRANSACTIONS, &few, Some(by_transactions)),
             (Contender::MirrorMaker, Contender::MirrorMaker.name(), &loaded, None),
         ];
         for (contender, name, loaded, spec) in contenders {
-            let mut row = catch_up(&source, loaded, contender, name, spec).await;
+            let mut row = catch_up(run, &source, loaded, contender, name, spec).await;
             // Of a mirror that has the markers' offsets two offsets are a transaction.
             let offsets = row.figures.iter().find(|(figure, _)| *figure == RATE).map_or(f64::NAN, |(_, rate)| *rate);
             let each = if contender == Contender::Tombolo { 2.0 } else { 1.0 };

@@ -5,6 +5,7 @@
 
 use bytes::{Bytes, BytesMut};
 
+use super::shift::shifted;
 use super::{ATTRIBUTES, BASE_SEQUENCE, Batch, CRC, HEADER_BYTES, PRODUCER_EPOCH, PRODUCER_ID, TRANSACTIONAL};
 
 /// Header bytes that the CRC covers: `attributes` to `recordsCount`.
@@ -66,7 +67,7 @@ impl Batch {
         }
         let old = crc32c::crc32c(&self.covered());
         let new = crc32c::crc32c(covered);
-        self.crc() ^ crc32c::crc32c_combine(old ^ new, 0, records.len())
+        self.crc() ^ shifted(old ^ new, records.len())
     }
 }
 
