@@ -32,7 +32,7 @@ use tombolo_service::tasks::Tasks;
 
 use crate::settings::Settings;
 use discovery::{Discovery, Found, Watched};
-use fetcher::{Assignment, Cursor, Fetcher, Inbox};
+use fetcher::{Assignment, Change, Cursor, Fetcher, Inbox};
 pub(crate) use hanging::Hanging;
 use holes::Holes;
 use tail::Missing;
@@ -312,13 +312,13 @@ impl Source {
 
     fn stop(&mut self, key: &Key) {
         if let Some(reading) = self.partitions.remove(key) {
-            self.withdraw(key, reading.reader);
+            self.withdraw(key, reading.reader, Change::Leave);
         }
     }
 
-    fn withdraw(&self, key: &Key, reader: Option<i32>) {
+    fn withdraw(&self, key: &Key, reader: Option<i32>, change: Change) {
         if let Some(inbox) = reader.and_then(|broker| self.fetchers.get(&broker)) {
-            inbox.put(key.clone(), None);
+            inbox.put(key.clone(), change);
         }
     }
 
@@ -327,7 +327,7 @@ impl Source {
         reading.paused = paused;
         if paused {
             let reader = reading.reader.take();
-            self.withdraw(key, reader);
+            self.withdraw(key, reader, Change::Rest);
         } else if !self.assign(key) {
             self.look();
         }
@@ -357,8 +357,8 @@ impl Source {
             on_trial: self.watched.borrow().problems.contains_key(&key.0),
         };
         let before = reading.reader.replace(broker).filter(|before| *before != broker);
-        self.withdraw(key, before);
-        self.fetcher(broker).put(key.clone(), Some(assignment));
+        self.withdraw(key, before, Change::Leave);
+        self.fetcher(broker).put(key.clone(), Change::Read(assignment));
         true
     }
 

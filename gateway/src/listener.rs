@@ -102,7 +102,7 @@ impl Listener {
         Ok(Self { endpoint, shared, slots, tasks })
     }
 
-    pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         self.endpoint.local_addr()
     }
 

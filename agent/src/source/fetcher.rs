@@ -27,6 +27,11 @@ const RECONNECT_MIN: Duration = Duration::from_millis(200);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// Pause after an answer that came at once and brought nothing: not every broker waits when it should.
 const EMPTY_PAUSE: Duration = Duration::from_millis(50);
+/// A partition that rests is back within milliseconds as a rule. For so long the broker is not asked to wait for records of
+/// the others: it would keep the returning one waiting behind them.
+const SHORT_REST: Duration = Duration::from_secs(1);
+/// Between two requests that the broker answers at once, while a partition rests and no other has records.
+const REST_PAUSE: Duration = Duration::from_millis(10);
 /// Most that one batch is asked for with when the usual limits cut it off, beyond the largest frame.
 const ONE_BATCH_EXTRA: usize = 64 << 10;
 
@@ -97,25 +102,35 @@ impl Assignment {
     }
 }
 
+/// What is to change about a partition.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// It is read from the assignment's cursor on.
+    Read(Assignment),
+    /// It is not read for a moment: it holds its share of the window.
+    Rest,
+    /// It is read no more.
+    Leave,
+}
+
 /// What is to change for a fetcher, at most one change a partition: giving one in never waits.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    changes: Mutex<BTreeMap<Key, Option<Assignment>>>,
+    changes: Mutex<BTreeMap<Key, Change>>,
     bell: Notify,
 }
 
 impl Inbox {
-    /// Reads the partition from the assignment's cursor on, or no more.
-    pub(super) fn put(&self, key: Key, change: Option<Assignment>) {
+    pub(super) fn put(&self, key: Key, change: Change) {
         self.changes().insert(key, change);
         self.bell.notify_one();
     }
 
-    fn take(&self) -> BTreeMap<Key, Option<Assignment>> {
+    fn take(&self) -> BTreeMap<Key, Change> {
         std::mem::take(&mut *self.changes())
     }
 
-    fn changes(&self) -> MutexGuard<'_, BTreeMap<Key, Option<Assignment>>> {
+    fn changes(&self) -> MutexGuard<'_, BTreeMap<Key, Change>> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -135,6 +150,8 @@ pub(super) struct Fetcher {
     max_batch: usize,
     lines: Lines,
     partitions: BTreeMap<Key, Assignment>,
+    /// Partitions that rest, and since when.
+    resting: BTreeMap<Key, Instant>,
 }
 
 /// Partitions that are to be read no more, and why.
@@ -142,7 +159,7 @@ type Returns = Vec<(Key, u64, Why)>;
 
 impl Fetcher {
     pub(super) fn new(broker: i32, cluster: Cluster, options: FetchOptions, max_batch: usize, lines: Lines) -> Self {
-        Self { broker, cluster, options, max_batch, lines, partitions: BTreeMap::new() }
+        Self { broker, cluster, options, max_batch, lines, partitions: BTreeMap::new(), resting: BTreeMap::new() }
     }
 
     /// Never ends.
@@ -181,12 +198,7 @@ impl Fetcher {
     /// A fetcher without partitions needs no connection.
     async fn wait_for_partitions(&mut self) {
         loop {
-            for (key, change) in self.lines.inbox.take() {
-                match change {
-                    Some(assignment) => self.partitions.insert(key, assignment),
-                    None => self.partitions.remove(&key),
-                };
-            }
+            self.take_changes(None);
             if !self.partitions.is_empty() {
                 return;
             }
@@ -198,7 +210,7 @@ impl Fetcher {
     async fn read(&mut self, session: &mut FetchSession) -> (KafkaError, bool) {
         let mut answered = false;
         loop {
-            self.take_changes(session);
+            self.take_changes(Some(session));
             if self.partitions.is_empty() {
                 self.lines.inbox.bell.notified().await;
                 continue;
@@ -211,6 +223,8 @@ impl Fetcher {
                 }
                 continue;
             }
+            let patient = self.is_patient();
+            session.set_max_wait(if patient { self.options.max_wait } else { Duration::ZERO });
             let asked = Instant::now();
             let fetched = match session.fetch().await {
                 Ok(fetched) => fetched,
@@ -221,20 +235,36 @@ impl Fetcher {
             if let Err(error) = self.deliver(session, fetched).await {
                 return (error, answered);
             }
-            if idle && asked.elapsed() < EMPTY_PAUSE {
+            if idle && !patient {
+                drop(tokio::time::timeout(REST_PAUSE, self.lines.inbox.bell.notified()).await);
+            } else if idle && asked.elapsed() < EMPTY_PAUSE {
                 tokio::time::sleep(EMPTY_PAUSE).await;
             }
         }
     }
 
-    fn take_changes(&mut self, session: &mut FetchSession) {
+    /// Whether the broker may wait for records.
+    fn is_patient(&mut self) -> bool {
+        self.resting.retain(|_, since| since.elapsed() < SHORT_REST);
+        self.resting.is_empty()
+    }
+
+    fn take_changes(&mut self, mut session: Option<&mut FetchSession>) {
         for (key, change) in self.lines.inbox.take() {
-            if let Some(assignment) = change {
-                add(session, &key, &assignment);
+            self.resting.remove(&key);
+            if let Change::Read(assignment) = change {
+                if let Some(session) = &mut session {
+                    add(session, &key, &assignment);
+                }
                 self.partitions.insert(key, assignment);
-            } else {
+                continue;
+            }
+            if let Some(session) = &mut session {
                 session.remove(key.0.as_str(), key.1);
-                self.partitions.remove(&key);
+            }
+            self.partitions.remove(&key);
+            if let Change::Rest = change {
+                self.resting.insert(key, Instant::now());
             }
         }
     }

@@ -173,6 +173,11 @@ impl FetchSession {
         }
     }
 
+    /// How long the broker may wait for records, from the next request on.
+    pub fn set_max_wait(&mut self, max_wait: Duration) {
+        self.options.max_wait = max_wait;
+    }
+
     /// Whether no partition is in.
     pub fn is_empty(&self) -> bool {
         self.wanted.is_empty()

@@ -68,12 +68,12 @@ fn a_log_that_was_cut_back_stops_the_mirror() {
 #[test]
 fn the_last_change_of_a_partition_counts() {
     let inbox = Inbox::default();
-    inbox.put(key(), Some(assignment(1, 0)));
-    inbox.put(key(), None);
-    inbox.put(key(), Some(assignment(2, 10)));
+    inbox.put(key(), Change::Read(assignment(1, 0)));
+    inbox.put(key(), Change::Leave);
+    inbox.put(key(), Change::Read(assignment(2, 10)));
     let changes = inbox.take();
     assert_eq!(changes.len(), 1);
-    assert_eq!(changes[&key()].as_ref().map(|assignment| assignment.fetch), Some(2));
+    assert!(matches!(&changes[&key()], Change::Read(assignment) if assignment.fetch == 2));
     assert!(inbox.take().is_empty());
 }
 
