@@ -10,6 +10,7 @@ use tombolo_tests::rig::{Rig, RigSpec};
 use tombolo_tests::scratch::Scratch;
 
 use crate::Run;
+use crate::load::Load;
 
 /// Who mirrors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,10 +56,22 @@ pub(crate) async fn broker() -> KafkaCluster {
     KafkaCluster::start(ClusterSpec::single().steady().heap_mib(1024)).await
 }
 
+/// The broker that a contender writes to, as brokers are that run for days: its code is compiled.
+pub(crate) async fn warm_broker() -> KafkaCluster {
+    let cloud = broker().await;
+    let compressed = Load { partitions: 6, records: 300_000, record_bytes: 1_000, codec: "zstd", batch: 10_000 };
+    compressed.write(&cloud, "warm-up").await;
+    let tiny = Load { partitions: 6, records: 20_000, record_bytes: 100, codec: "none", batch: 1 };
+    tiny.write(&cloud, "warm-up").await;
+    cloud
+}
+
 /// The settings that a report prints.
 pub(crate) fn settings() -> Vec<(String, String)> {
     vec![
-        ("brokers".to_owned(), "one for each cluster, on this machine, G1, heap 1 GiB, no TLS".to_owned()),
+        ("brokers".to_owned(), "one for each cluster, on this machine, G1, heap 1 GiB, no TLS; a new one for each run, which some 300 000 records \
+             have warmed up"
+                .to_owned()),
         (
             "tombolo".to_owned(),
             "deploy/agent.toml and deploy/gateway.toml, all defaults; QUIC with mutual TLS".to_owned(),

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use tombolo_tests::rig::RigSpec;
+use toml::Value;
 
 use crate::contender::Contender;
 use crate::report::Report;
@@ -75,10 +76,10 @@ struct Run {
     only: Option<Contender>,
     /// A setting of the agent other than its default, such as `memory.window=32 MiB`.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
-    agent: Vec<(String, String)>,
+    agent: Vec<(String, Value)>,
     /// A setting of the gateway.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
-    gateway: Vec<(String, String)>,
+    gateway: Vec<(String, Value)>,
     /// Markdown file whose section of this suite is written anew.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -99,8 +100,8 @@ impl Run {
 
     /// The spec with the settings of the command line.
     fn tuned(&self, spec: RigSpec) -> RigSpec {
-        let spec = self.agent.iter().fold(spec, |spec, (key, value)| spec.agent(key, value.as_str()));
-        self.gateway.iter().fold(spec, |spec, (key, value)| spec.gateway(key, value.as_str()))
+        let spec = self.agent.iter().fold(spec, |spec, (key, value)| spec.agent(key, value.clone()));
+        self.gateway.iter().fold(spec, |spec, (key, value)| spec.gateway(key, value.clone()))
     }
 
     /// So many records, times the scale.
@@ -116,9 +117,10 @@ impl Run {
     }
 }
 
-fn setting(text: &str) -> Result<(String, String), String> {
+/// Numbers and the like as TOML has them; what is none of them is a text.
+fn setting(text: &str) -> Result<(String, Value), String> {
     let (key, value) = text.split_once('=').ok_or("a setting is KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
+    Ok((key.to_owned(), value.parse().unwrap_or_else(|_| Value::String(value.to_owned()))))
 }
 
 fn main() -> ExitCode {

@@ -70,7 +70,7 @@ async fn catch_up(
     name: &str,
     spec: Option<RigSpec>,
 ) -> Row {
-    let cloud = contender::broker().await;
+    let cloud = contender::warm_broker().await;
     let topics = [(loaded.topic.clone(), loaded.partitions)];
     // MirrorMaker leaves out what holds no record, and what follows moves up.
     let offsets = match contender {

@@ -53,7 +53,7 @@ pub(crate) async fn run(run: &Run) -> Report {
 
 /// The same data in a topic of its own: an agent that begins in the dark reads what the source holds.
 async fn dark(run: &Run, source: &KafkaCluster, load: &Load) -> Vec<Row> {
-    let cloud = contender::broker().await;
+    let cloud = contender::warm_broker().await;
     let empty = Load { records: 1, ..load.clone() }.write(source, "dark").await;
     let topics = [(empty.topic.clone(), empty.partitions)];
     let spec = contender::tombolo(run, &topics).agent("journal.max_bytes", "16 GiB");

@@ -53,7 +53,7 @@ pub(crate) async fn run(run: &Run) -> Report {
 }
 
 async fn measure(source: &KafkaCluster, contender: Contender, run: &Run) -> Row {
-    let cloud = contender::broker().await;
+    let cloud = contender::warm_broker().await;
     let topics = [(unique_name("latency"), PARTITIONS)];
     let topic = topics[0].0.clone();
     source.create_topic(&topic, PARTITIONS, 1, &[]).await;

@@ -6,7 +6,7 @@ use crate::load::{Load, Loaded};
 use crate::report::Report;
 use crate::suites::{RATE, race};
 
-const RECORDS: u64 = 200_000;
+const RECORDS: u64 = 100_000;
 
 pub(crate) async fn run(run: &Run) -> Report {
     let records = run.scaled(RECORDS);
