@@ -357,6 +357,13 @@ fn is_tls_alert(code: quinn::TransportErrorCode) -> bool {
     (0x100..0x200).contains(&u64::from(code))
 }
 
+impl RawLink {
+    /// Bytes that QUIC may hold until they are acknowledged.
+    pub(crate) fn send_window(&self) -> usize {
+        self.send_window.as_usize()
+    }
+}
+
 impl LinkSettings {
     /// Files of the link's certificate chain and of its key, which were read before.
     pub fn identity(&self) -> (&Path, &Path) {

@@ -37,10 +37,22 @@ pub struct Settings {
     pub log: LogSettings,
 }
 
+/// What the process takes beside its budgets: code, threads, TLS, the tables of thousands of partitions.
+const BASE_MEMORY: usize = 20 << 20;
+
+/// Answers of one source broker in memory: one that is being read, one that is being taken in.
+const ANSWERS: usize = 2;
+/// Least bytes that a source broker is asked for.
+const LEAST_FETCH: i32 = 16 << 10;
+
 /// Byte budgets. What the process needs at most is about `window` + leaders x 2 x `fetch` + 2 x `max_frame` +
-/// `link.send_window` + 20 MiB.
+/// `link.send_window` + 20 MiB, and that is within `memory.limit`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySettings {
+    /// What all of it may take.
+    pub limit: usize,
+    /// What the limit leaves for answers of all source brokers together.
+    pub fetches: usize,
     /// Batches in memory, fetched and not confirmed.
     pub window: usize,
     /// Records in one answer of one source broker.
@@ -93,6 +105,7 @@ struct RawTopics {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawMemory {
+    limit: ByteSize,
     window: ByteSize,
     fetch: ByteSize,
     fetch_partition: ByteSize,
@@ -126,6 +139,7 @@ impl Default for RawTopics {
 impl Default for RawMemory {
     fn default() -> Self {
         Self {
+            limit: ByteSize::mib(64),
             window: ByteSize::mib(16),
             fetch: ByteSize::mib(1),
             fetch_partition: ByteSize::kib(256),
@@ -184,7 +198,7 @@ impl RawConfig {
         Ok(Settings {
             topics: TopicFilter::new(&self.topics.allow, &self.topics.deny)?,
             journal: self.journal.check(folder, &self.memory)?,
-            memory: self.memory.check()?,
+            memory: self.memory.check(self.link.send_window())?,
             discovery_interval: self.discovery.check()?,
             source: source(&self.source)?,
             link: self.link.check(folder).map_err(|error| error.under("link"))?,
@@ -194,8 +208,16 @@ impl RawConfig {
     }
 }
 
+impl MemorySettings {
+    /// Records in one answer of each of so many source brokers: less than `fetch` where they are many.
+    pub(crate) fn fetch_of(&self, brokers: usize) -> i32 {
+        let share = self.fetches / (ANSWERS * brokers.max(1));
+        self.fetch.min(i32::try_from(share).unwrap_or(i32::MAX)).max(LEAST_FETCH)
+    }
+}
+
 impl RawMemory {
-    fn check(&self) -> Result<MemorySettings, SettingsError> {
+    fn check(&self, send_window: usize) -> Result<MemorySettings, SettingsError> {
         let size = |key: &str, size: ByteSize, least: usize, most: usize| {
             let bytes = size.as_usize();
             if (least..=most).contains(&bytes) {
@@ -206,9 +228,23 @@ impl RawMemory {
         };
         let int = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX);
         let max_frame = size("max_frame", self.max_frame, MIN_FRAME_BYTES, MAX_FRAME_BYTES)?;
-        let fetch = size("fetch", self.fetch, 16 << 10, 1 << 30)?;
+        let fetch = size("fetch", self.fetch, usize::try_from(LEAST_FETCH).unwrap_or(0), 1 << 30)?;
+        let window = size("window", self.window, max_frame, 1 << 40)?;
+        let limit = self.limit.as_usize();
+        let others = window + 2 * max_frame + send_window + BASE_MEMORY;
+        let least = others + ANSWERS * fetch;
+        if limit < least {
+            let problem = format!(
+                "{} is less than window + 2 x fetch + 2 x max_frame + link.send_window + {}",
+                self.limit,
+                show(BASE_MEMORY)
+            );
+            return Err(SettingsError::new("memory.limit", problem, format!("at least {}", show(least))));
+        }
         Ok(MemorySettings {
-            window: size("window", self.window, max_frame, 1 << 40)?,
+            limit,
+            fetches: limit - others,
+            window,
             fetch: int(fetch),
             fetch_partition: int(size("fetch_partition", self.fetch_partition, 4 << 10, fetch)?),
             max_frame,

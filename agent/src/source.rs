@@ -16,6 +16,7 @@ mod tail;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -30,7 +31,7 @@ use tombolo_proto::id::{Offset, Partition, TopicName};
 use tombolo_service::readiness::Latch;
 use tombolo_service::tasks::Tasks;
 
-use crate::settings::Settings;
+use crate::settings::{MemorySettings, Settings};
 use discovery::{Discovery, Found, Watched};
 use fetcher::{Assignment, Change, Cursor, Fetcher, Inbox};
 pub(crate) use hanging::Hanging;
@@ -113,7 +114,8 @@ pub(crate) fn start(
             read_committed: true,
             sessions: true,
         },
-        max_batch: memory.max_frame,
+        memory,
+        share: Arc::new(AtomicI32::new(memory.fetch)),
         tasks: tasks.clone(),
         events,
         room: room_seen,
@@ -210,7 +212,9 @@ struct KnownTopic {
 struct Source {
     cluster: Cluster,
     options: FetchOptions,
-    max_batch: usize,
+    memory: MemorySettings,
+    /// What each fetcher may ask for at a time: less where brokers are many.
+    share: Arc<AtomicI32>,
     tasks: Tasks,
     events: mpsc::Sender<SourceEvent>,
     room: watch::Receiver<bool>,
@@ -371,9 +375,10 @@ impl Source {
             broker,
             self.cluster.clone(),
             self.options.clone(),
-            self.max_batch,
+            self.memory.max_frame,
             fetcher::Lines {
                 inbox: Arc::clone(&inbox),
+                share: Arc::clone(&self.share),
                 room: self.room.clone(),
                 notes: self.notes.clone(),
                 events: self.events.clone(),
@@ -381,6 +386,7 @@ impl Source {
         );
         self.tasks.spawn(format!("fetcher of broker {broker}"), until(self.tasks.stop_token().clone(), fetcher.run()));
         self.fetchers.insert(broker, Arc::clone(&inbox));
+        self.share.store(self.memory.fetch_of(self.fetchers.len()), Ordering::Relaxed);
         inbox
     }
 

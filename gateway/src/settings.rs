@@ -27,6 +27,13 @@ use raw::{
 /// Name under which the brokers' logs and quotas know the gateway, where `client.id` is not set.
 const CLIENT_ID: &str = "tombolo-gateway";
 
+/// What the process takes beside all others: code, threads, TLS.
+const BASE_MEMORY: usize = 24 << 20;
+/// What a connection with its session takes beside frames.
+const CONNECTION_MEMORY: usize = 256 << 10;
+/// Times that a byte of a frame is held: received, stamped for the broker, and in a request.
+const HOLDERS: usize = 3;
+
 /// The links of the settings file and what each mirrors.
 pub type Links = BTreeMap<LinkName, LinkSettings>;
 
@@ -56,9 +63,12 @@ pub struct RegistrySettings {
     pub replication_factor: Option<i16>,
 }
 
-/// Memory for frames.
+/// Memory for frames. What the process needs at most is about 3 x `credit_total` + `quic.max_connections` x 256 KiB +
+/// 24 MiB, and that is within `memory.limit`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySettings {
+    /// What all of it may take.
+    pub limit: usize,
     /// Unconfirmed bytes of one link.
     pub credit_per_link: usize,
     /// Of all links together.
@@ -177,8 +187,8 @@ impl Settings {
             tls,
             cloud,
             registry,
-            memory: memory(&raw.memory)?,
             quic: quic(&raw.quic)?,
+            memory: memory(&raw.memory, &raw.quic)?,
             produce: produce(&raw)?,
             retention: RetentionSettings {
                 hold: raw.retention.hold,
@@ -243,7 +253,7 @@ fn registry(raw: &RawRegistry) -> Result<RegistrySettings, SettingsError> {
     })
 }
 
-fn memory(raw: &RawMemory) -> Result<MemorySettings, SettingsError> {
+fn memory(raw: &RawMemory, quic: &RawQuic) -> Result<MemorySettings, SettingsError> {
     let (least, most) = (ByteSize::bytes(MIN_FRAME_BYTES as u64), ByteSize::bytes(MAX_FRAME_BYTES as u64));
     if !(least..=most).contains(&raw.max_frame) {
         let problem = format!("{} is out of range", raw.max_frame);
@@ -260,7 +270,17 @@ fn memory(raw: &RawMemory) -> Result<MemorySettings, SettingsError> {
         let allowed = format!("{} and more", raw.credit_per_link);
         return Err(SettingsError::new("memory.credit_total", problem, allowed));
     }
+    let needed = HOLDERS
+        .saturating_mul(raw.credit_total.as_usize())
+        .saturating_add(quic.max_connections.saturating_mul(CONNECTION_MEMORY))
+        .saturating_add(BASE_MEMORY);
+    if raw.limit.as_usize() < needed {
+        let problem = format!("{} is less than 3 x credit_total + quic.max_connections x 256 KiB + 24 MiB", raw.limit);
+        let allowed = format!("at least {}", ByteSize::bytes(needed as u64));
+        return Err(SettingsError::new("memory.limit", problem, allowed));
+    }
     Ok(MemorySettings {
+        limit: raw.limit.as_usize(),
         credit_per_link: raw.credit_per_link.as_usize(),
         credit_total: raw.credit_total.as_usize(),
         max_frame: raw.max_frame.as_usize(),

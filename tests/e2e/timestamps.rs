@@ -56,6 +56,7 @@ async fn a_topic_whose_configs_change_in_flight_goes_on() {
     let topic = unique_name("reconfigured");
     pair.source.create_topic(&topic, PARTITIONS, 1, &[]).await;
     let spec = RigSpec::new(&[&topic])
+        .agent("memory.limit", "96 MiB")
         .agent("memory.max_frame", "6 MiB")
         .agent("memory.window", "32 MiB")
         .gateway("memory.max_frame", "6 MiB")
@@ -106,9 +107,11 @@ async fn records_of_any_year_and_of_the_largest_size_are_mirrored_as_they_are() 
     let limits = [("message.timestamp.after.max.ms", "9223372036854775807"), ("max.message.bytes", "20971520")];
     pair.source.create_topic(&topic, PARTITIONS, 1, &limits).await;
     let spec = RigSpec::new(&[&topic])
+        .agent("memory.limit", "192 MiB")
         .agent("memory.max_frame", "24 MiB")
         .agent("memory.window", "96 MiB")
         .gateway("memory.max_frame", "24 MiB")
+        .gateway("memory.limit", "320 MiB")
         .gateway("memory.credit_per_link", "64 MiB")
         .gateway("memory.credit_total", "64 MiB");
     let rig = Rig::start(&pair.source, &pair.cloud, spec).await;

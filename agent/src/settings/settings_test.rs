@@ -68,6 +68,8 @@ fn each_bad_value_is_named_by_its_key() {
     let folder = certificates();
     let table = [
         ("[memory]\nwindow = \"1 MiB\"", "memory.window"),
+        ("[memory]\nwindow = \"64 MiB\"", "memory.limit"),
+        ("[memory]\nlimit = \"32 MiB\"", "memory.limit"),
         ("[memory]\nmax_frame = \"1 KiB\"", "memory.max_frame"),
         ("[memory]\nmax_frame = \"1 GiB\"", "memory.max_frame"),
         ("[memory]\nfetch = \"1 KiB\"", "memory.fetch"),
@@ -86,6 +88,18 @@ fn each_bad_value_is_named_by_its_key() {
     for (more, key) in table {
         assert_eq!(refused_key(&text(folder.path(), more)), key, "{more}");
     }
+}
+
+#[test]
+fn many_source_brokers_share_what_the_limit_leaves() {
+    let folder = certificates();
+    let memory = Settings::parse(&text(folder.path(), "[memory]\nlimit = \"50 MiB\"")).unwrap().memory;
+    // 50 - 16 (window) - 4 (frames) - 2 (send window) - 20 (the rest) MiB.
+    assert_eq!((memory.limit, memory.fetches), (50 << 20, 8 << 20));
+    assert_eq!(
+        [1, 4, 8, 64, 100_000].map(|brokers| memory.fetch_of(brokers)),
+        [1 << 20, 1 << 20, 512 << 10, 64 << 10, 16 << 10]
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! is full for nothing at all. Must never: give up, spin, or keep an idle partition in a request's way.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -138,6 +139,8 @@ impl Inbox {
 /// Who a fetcher speaks with.
 pub(super) struct Lines {
     pub(super) inbox: Arc<Inbox>,
+    /// Bytes of records to ask for.
+    pub(super) share: Arc<AtomicI32>,
     pub(super) room: watch::Receiver<bool>,
     pub(super) notes: mpsc::Sender<Note>,
     pub(super) events: mpsc::Sender<SourceEvent>,
@@ -225,6 +228,7 @@ impl Fetcher {
             }
             let patient = self.is_patient();
             session.set_max_wait(if patient { self.options.max_wait } else { Duration::ZERO });
+            session.set_max_bytes(self.lines.share.load(Ordering::Relaxed));
             let asked = Instant::now();
             let fetched = match session.fetch().await {
                 Ok(fetched) => fetched,

@@ -178,6 +178,11 @@ impl FetchSession {
         self.options.max_wait = max_wait;
     }
 
+    /// Bytes of records in one answer, from the next request on; the first batch comes whole all the same.
+    pub fn set_max_bytes(&mut self, max_bytes: i32) {
+        self.options.max_bytes = max_bytes;
+    }
+
     /// Whether no partition is in.
     pub fn is_empty(&self) -> bool {
         self.wanted.is_empty()

@@ -67,6 +67,7 @@ impl Default for RawRegistry {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawMemory {
+    pub(super) limit: ByteSize,
     pub(super) credit_per_link: ByteSize,
     pub(super) credit_total: ByteSize,
     pub(super) max_frame: ByteSize,
@@ -74,7 +75,12 @@ pub(super) struct RawMemory {
 
 impl Default for RawMemory {
     fn default() -> Self {
-        Self { credit_per_link: ByteSize::mib(8), credit_total: ByteSize::mib(32), max_frame: ByteSize::mib(2) }
+        Self {
+            limit: ByteSize::mib(192),
+            credit_per_link: ByteSize::mib(8),
+            credit_total: ByteSize::mib(32),
+            max_frame: ByteSize::mib(2),
+        }
     }
 }
 
