@@ -17,6 +17,7 @@ pub(super) fn shifted(crc: u32, length: usize) -> u32 {
     bits.fold(crc, |crc, (_, power)| product(crc, *power))
 }
 
+#[expect(clippy::indexing_slicing, reason = "checked by the compiler: it runs there")]
 const fn powers() -> [u32; usize::BITS as usize] {
     let mut powers = [0; usize::BITS as usize];
     // x^8.
