@@ -77,6 +77,35 @@ fn the_last_change_of_a_partition_counts() {
     assert!(inbox.take().is_empty());
 }
 
+#[tokio::test]
+async fn while_a_partition_rests_the_broker_is_not_asked_to_wait() {
+    let settings = tombolo_kafka::ClientSettings::from_properties([("bootstrap.servers", "127.0.0.1:1")]).unwrap();
+    let (inbox, share) = (Arc::new(Inbox::default()), Arc::new(AtomicI32::new(1)));
+    let ((_, room), (notes, _), (events, _)) = (watch::channel(true), mpsc::channel(1), mpsc::channel(1));
+    let lines = Lines { inbox: Arc::clone(&inbox), share, room, notes, events };
+    let options = FetchOptions {
+        max_wait: Duration::from_millis(500),
+        min_bytes: 1,
+        max_bytes: 1,
+        partition_max_bytes: 1,
+        read_committed: true,
+        sessions: true,
+    };
+    let mut fetcher = Fetcher::new(1, Cluster::new(settings), options, 1, lines);
+    let mut patient_after = |change: Change| {
+        inbox.put(key(), change);
+        fetcher.take_changes(None);
+        (fetcher.is_patient(), fetcher.partitions.len())
+    };
+    assert_eq!(patient_after(Change::Read(assignment(1, 0))), (true, 1));
+    assert_eq!(patient_after(Change::Rest), (false, 0));
+    assert_eq!(patient_after(Change::Read(assignment(2, 5))), (true, 1), "it is back");
+    assert_eq!(patient_after(Change::Leave), (true, 0), "it does not come back");
+    assert_eq!(patient_after(Change::Rest), (false, 0));
+    tokio::time::sleep(SHORT_REST).await;
+    assert!(fetcher.is_patient(), "a long rest is no reason to hurry");
+}
+
 #[test]
 fn a_cursor_remembers_what_was_fetched_before() {
     let cursor = Cursor::new(50, None, 80);
