@@ -45,8 +45,9 @@ const ANSWERS: usize = 2;
 /// Least bytes that a source broker is asked for.
 const LEAST_FETCH: i32 = 16 << 10;
 
-/// Byte budgets. What the process needs at most is about `window` + leaders x 2 x `fetch` + 2 x `max_frame` +
-/// `link.send_window` + 20 MiB, and that is within `memory.limit`.
+/// Byte budgets. What the process needs is about `window` + leaders x 2 x `fetch` + 2 x `max_frame` + `link.send_window` +
+/// 20 MiB, and for that `memory.limit` has room: with many leaders each is asked for less than `fetch`. The first batch of
+/// an answer comes whole all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySettings {
     /// What all of it may take.
@@ -195,13 +196,14 @@ impl RawConfig {
     fn check(self, folder: &Path) -> Result<Settings, SettingsError> {
         self.http.check()?;
         self.log.check()?;
+        let send_window = self.link.send_window();
         Ok(Settings {
+            link: self.link.check(folder).map_err(|error| error.under("link"))?,
             topics: TopicFilter::new(&self.topics.allow, &self.topics.deny)?,
             journal: self.journal.check(folder, &self.memory)?,
-            memory: self.memory.check(self.link.send_window())?,
+            memory: self.memory.check(send_window)?,
             discovery_interval: self.discovery.check()?,
             source: source(&self.source)?,
-            link: self.link.check(folder).map_err(|error| error.under("link"))?,
             http: self.http,
             log: self.log,
         })

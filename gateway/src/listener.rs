@@ -196,7 +196,9 @@ fn endpoint(config: ServerConfig, settings: &Settings) -> io::Result<Endpoint> {
     let socket = UdpSocket::bind(settings.listen)?;
     let wanted = settings.quic.receive_buffer;
     // The kernel takes any number and gives what it may: it tells twice of that, for its own bookkeeping (socket(7)).
-    sockopt::set_socket_recv_buffer_size(&socket, wanted)?;
+    if sockopt::socket_recv_buffer_size(&socket)? / 2 < wanted {
+        sockopt::set_socket_recv_buffer_size(&socket, wanted)?;
+    }
     let given = sockopt::socket_recv_buffer_size(&socket)? / 2;
     if given < wanted {
         tracing::info!(

@@ -63,8 +63,8 @@ pub struct RegistrySettings {
     pub replication_factor: Option<i16>,
 }
 
-/// Memory for frames. What the process needs at most is about 3 x `credit_total` + `quic.max_connections` x 256 KiB +
-/// 24 MiB, and that is within `memory.limit`.
+/// Memory for frames. What the process needs is about 3 x `credit_total` + `quic.max_connections` x 256 KiB +
+/// 24 MiB, and for that `memory.limit` has room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySettings {
     /// What all of it may take.

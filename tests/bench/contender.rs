@@ -8,6 +8,7 @@ use tombolo_tests::child::{Program, Usage};
 use tombolo_tests::mirror_maker::{self, MirrorMaker};
 use tombolo_tests::rig::{Rig, RigSpec};
 use tombolo_tests::scratch::Scratch;
+use toml::Value;
 
 use crate::Run;
 use crate::load::Load;
@@ -67,14 +68,19 @@ pub(crate) async fn warm_broker() -> KafkaCluster {
 }
 
 /// The settings that a report prints.
-pub(crate) fn settings() -> Vec<(String, String)> {
+pub(crate) fn settings(run: &Run) -> Vec<(String, String)> {
+    let others = |settings: &[(String, Value)]| match settings {
+        [] => "all defaults".to_owned(),
+        some => some.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join(", "),
+    };
+    let (agent, gateway) = (others(&run.agent), others(&run.gateway));
     vec![
-        ("brokers".to_owned(), "one for each cluster, on this machine, G1, heap 1 GiB, no TLS; a new one for each run, which some 300 000 records \
+        ("brokers".to_owned(), "one for each cluster, on this machine, G1, heap 1 GiB, no TLS; each run has a new cloud, which some 300 000 records \
              have warmed up"
                 .to_owned()),
         (
             "tombolo".to_owned(),
-            "deploy/agent.toml and deploy/gateway.toml, all defaults; QUIC with mutual TLS".to_owned(),
+            format!("deploy/agent.toml ({agent}), deploy/gateway.toml ({gateway}); QUIC with mutual TLS"),
         ),
         (
             "MirrorMaker 2".to_owned(),

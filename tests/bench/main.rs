@@ -135,6 +135,10 @@ fn main() -> ExitCode {
             Command::Tiny(run) => (run, suites::tiny::run(run).await),
             Command::Many(run) => (run, suites::many::run(run).await),
             Command::Latency(run) => (run, suites::latency::run(run).await),
+            Command::Drain(run) | Command::Links(run) if run.only.is_some() => panic!("tombolo runs alone here anyway"),
+            Command::Links(run) if !(run.agent.is_empty() && run.gateway.is_empty()) => {
+                panic!("this suite has settings of its own: tests/bench/suites/links.rs")
+            }
             Command::Drain(run) => (run, suites::drain::run(run).await),
             Command::Links(run) => (run, suites::links::run(run).await),
             Command::Transactions(run) => (run, suites::transactions::run(run).await),

@@ -65,13 +65,13 @@ impl Report {
         }
     }
 
-    /// The median of a figure over a contender's runs; NaN, which meets nothing, where it did not run.
+    /// The median of a figure over a contender's runs; NaN, which meets nothing, where it did not run. Panics where it ran
+    /// and has no such figure: a suite knows what it measured.
     pub(crate) fn median(&self, contender: &str, figure: &str) -> f64 {
-        let found = self
-            .medians()
-            .get(contender)
-            .and_then(|figures| figures.iter().find(|(name, _)| *name == figure).map(|(_, value)| *value));
-        found.unwrap_or(f64::NAN)
+        let medians = self.medians();
+        let Some(figures) = medians.get(contender) else { return f64::NAN };
+        let found = figures.iter().find(|(name, _)| *name == figure).map(|(_, value)| *value);
+        found.unwrap_or_else(|| panic!("{contender} has no figure {figure}"))
     }
 
     /// Takes down that a median is to be at least so much.

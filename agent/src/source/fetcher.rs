@@ -31,8 +31,6 @@ const EMPTY_PAUSE: Duration = Duration::from_millis(50);
 /// A partition that rests is back within milliseconds as a rule. For so long the broker is not asked to wait for records of
 /// the others: it would keep the returning one waiting behind them.
 const SHORT_REST: Duration = Duration::from_secs(1);
-/// Between two requests that the broker answers at once, while a partition rests and no other has records.
-const REST_PAUSE: Duration = Duration::from_millis(10);
 /// Most that one batch is asked for with when the usual limits cut it off, beyond the largest frame.
 const ONE_BATCH_EXTRA: usize = 64 << 10;
 
@@ -235,13 +233,15 @@ impl Fetcher {
                 Err(error) => return (error, answered),
             };
             answered = true;
-            let idle = fetched.is_empty();
+            let idle = fetched.iter().all(|partition| partition.records.is_empty());
+            let nothing = fetched.is_empty();
             if let Err(error) = self.deliver(session, fetched).await {
                 return (error, answered);
             }
             if idle && !patient {
-                drop(tokio::time::timeout(REST_PAUSE, self.lines.inbox.bell.notified()).await);
-            } else if idle && asked.elapsed() < EMPTY_PAUSE {
+                // The one that comes back rings.
+                drop(tokio::time::timeout(EMPTY_PAUSE, self.lines.inbox.bell.notified()).await);
+            } else if nothing && asked.elapsed() < EMPTY_PAUSE {
                 tokio::time::sleep(EMPTY_PAUSE).await;
             }
         }

@@ -19,7 +19,7 @@ pub(crate) async fn run(run: &Run) -> Report {
         loaded.rate
     );
     let mut report = Report::new("bulk", data);
-    report.settings = contender::settings();
+    report.settings = contender::settings(run);
     race(&mut report, run, &source, &[&loaded], by_contender).await;
     let (ours, theirs) = (Contender::Tombolo.name(), Contender::MirrorMaker.name());
     let rate = report.median(ours, RATE);

@@ -37,7 +37,7 @@ pub(crate) async fn run(run: &Run) -> Report {
         gigabytes(loaded.stored_bytes)
     );
     let mut report = Report::new("drain", data);
-    report.settings = contender::settings();
+    report.settings = contender::settings(run);
     for number in 1..=run.runs {
         say(&format!("run {number} of {}", run.runs));
         report.rows.push(catch_up(run, &source, &loaded, Contender::Tombolo, Contender::Tombolo.name(), None).await);

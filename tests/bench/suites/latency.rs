@@ -34,7 +34,7 @@ pub(crate) async fn run(run: &Run) -> Report {
          the producer's call to the mirror's consumer, both in one process."
     );
     let mut report = Report::new("latency", data);
-    report.settings = contender::settings();
+    report.settings = contender::settings(run);
     let of_suite = MIRROR_MAKER.map(|(key, value)| format!("{key}={value}")).join(", ");
     report.settings.push(("MirrorMaker 2, in this suite".to_owned(), of_suite));
     let source = contender::broker().await;

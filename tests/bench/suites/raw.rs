@@ -20,7 +20,7 @@ pub(crate) async fn run(run: &Run) -> Report {
         loaded.rate
     );
     let mut report = Report::new("raw", data);
-    report.settings = contender::settings();
+    report.settings = contender::settings(run);
     race(&mut report, run, &source, &[&loaded], by_contender).await;
     let ours = Contender::Tombolo.name();
     report.at_most("link bytes per record byte", report.median(ours, LINK_SHARE), 0.5);

@@ -20,7 +20,7 @@ pub(crate) async fn run(run: &Run) -> Report {
         one.rate, six.rate
     );
     let mut report = Report::new("tiny", data);
-    report.settings = contender::settings();
+    report.settings = contender::settings(run);
     race(&mut report, run, &source, &[&one, &six], name).await;
     let of_one = report.median(&name(Contender::Tombolo, &one), RATE);
     let of_six = report.median(&name(Contender::Tombolo, &six), RATE);
