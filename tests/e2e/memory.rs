@@ -15,7 +15,7 @@ const PARTITIONS: i32 = 100;
 /// 80 MB: several times what either daemon may hold.
 const RECORDS: u64 = 80_000;
 const MIB: u64 = 1 << 20;
-/// What deploy/agent.toml and deploy/gateway.toml promise by default.
+/// The default of `memory.limit` in deploy/agent.toml; and what is promised of a gateway with one link, which has room for four.
 const AGENT_MIB: u64 = 64;
 const GATEWAY_MIB: u64 = 96;
 
