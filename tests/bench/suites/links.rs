@@ -28,8 +28,8 @@ const QUEUE: usize = 100_000;
 const TOMBOLO: &str = "tombolo";
 const P99: &str = "p99 of a confirm, ms";
 const BACK: &str = "all back after a reconnect at once, s";
-const SETTINGS: &str = "memory.limit = \"1152 MiB\"\nmemory.credit_per_link = \"64 KiB\"\n\
-                        memory.credit_total = \"160 MiB\"\nmemory.max_frame = \"64 KiB\"\n\
+const SETTINGS: &str = "memory.limit = \"1536 MiB\"\nmemory.credit_per_link = \"128 KiB\"\n\
+                        memory.credit_total = \"288 MiB\"\nmemory.max_frame = \"64 KiB\"\n\
                         quic.max_connections = 2500\nproduce.connections_per_broker = 1\n";
 
 pub(crate) async fn run(run: &Run) -> Report {
