@@ -9,9 +9,9 @@ use crate::report::{Report, number};
 const HEAD: &str = "\
 # Results
 
-Written by `cargo run --release -p tombolo-tests --bin bench -- SUITE --report tests/bench/RESULTS.md`: medians, all
-contenders in one run on the same data, brokers included on the same machine. What is not met is told below with its
-reason.
+Written by `cargo run --release -p tombolo-tests --bin bench -- SUITE --report tests/bench/RESULTS.md`: medians of as many
+runs as the command says, all contenders in one run on the same data, brokers included on the same machine. What is not met
+is told below with its reason.
 ";
 
 /// Puts the report's section into the file, in place of an older one of the same suite.
