@@ -115,6 +115,11 @@ fn default_backoff_max() -> Span {
 }
 
 impl RawLink {
+    /// Bytes that QUIC may hold until they are acknowledged.
+    pub(crate) fn send_window(&self) -> usize {
+        self.send_window.as_usize()
+    }
+
     /// Keys in errors are relative to the table, paths of files to `folder`.
     pub(crate) fn check(self, folder: &Path) -> Result<LinkSettings, SettingsError> {
         let gateways = self.gateways()?;
@@ -355,13 +360,6 @@ impl LinkError {
 /// `CRYPTO_ERROR` of RFC 9000 section 20.1: 0x0100 plus the alert.
 fn is_tls_alert(code: quinn::TransportErrorCode) -> bool {
     (0x100..0x200).contains(&u64::from(code))
-}
-
-impl RawLink {
-    /// Bytes that QUIC may hold until they are acknowledged.
-    pub(crate) fn send_window(&self) -> usize {
-        self.send_window.as_usize()
-    }
 }
 
 impl LinkSettings {

@@ -43,7 +43,7 @@ const BASE_MEMORY: usize = 20 << 20;
 /// Answers of one source broker in memory: one that is being read, one that is being taken in.
 const ANSWERS: usize = 2;
 /// Least bytes that a source broker is asked for.
-const LEAST_FETCH: i32 = 16 << 10;
+const LEAST_FETCH: usize = 16 << 10;
 
 /// Byte budgets. What the process needs is about `window` + leaders x 2 x `fetch` + 2 x `max_frame` + `link.send_window` +
 /// 20 MiB, and for that `memory.limit` has room: with many leaders each is asked for less than `fetch`. The first batch of
@@ -213,8 +213,8 @@ impl RawConfig {
 impl MemorySettings {
     /// Records in one answer of each of so many source brokers: less than `fetch` where they are many.
     pub(crate) fn fetch_of(&self, brokers: usize) -> i32 {
-        let share = self.fetches / (ANSWERS * brokers.max(1));
-        self.fetch.min(i32::try_from(share).unwrap_or(i32::MAX)).max(LEAST_FETCH)
+        let share = (self.fetches / (ANSWERS * brokers.max(1))).max(LEAST_FETCH);
+        self.fetch.min(i32::try_from(share).unwrap_or(i32::MAX))
     }
 }
 
@@ -230,7 +230,7 @@ impl RawMemory {
         };
         let int = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX);
         let max_frame = size("max_frame", self.max_frame, MIN_FRAME_BYTES, MAX_FRAME_BYTES)?;
-        let fetch = size("fetch", self.fetch, usize::try_from(LEAST_FETCH).unwrap_or(0), 1 << 30)?;
+        let fetch = size("fetch", self.fetch, LEAST_FETCH, 1 << 30)?;
         let window = size("window", self.window, max_frame, 1 << 40)?;
         let limit = self.limit.as_usize();
         let others = window + 2 * max_frame + send_window + BASE_MEMORY;

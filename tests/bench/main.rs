@@ -94,8 +94,12 @@ enum Output {
 impl Run {
     /// Who runs.
     fn contenders(&self) -> impl Iterator<Item = Contender> {
-        let only = self.only;
-        Contender::ALL.into_iter().filter(move |contender| only.is_none_or(|only| only == *contender))
+        Contender::ALL.into_iter().filter(|contender| self.takes(*contender))
+    }
+
+    /// Whether this contender runs.
+    fn takes(&self, contender: Contender) -> bool {
+        self.only.is_none_or(|only| only == contender)
     }
 
     /// The spec with the settings of the command line.

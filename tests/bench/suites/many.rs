@@ -43,7 +43,7 @@ pub(crate) async fn run(run: &Run) -> Report {
         // Nothing is asked of MirrorMaker here, and it takes long: once is enough to tell.
         let contenders = [Contender::Tombolo, Contender::MirrorMaker];
         for contender in contenders.into_iter().take(if number == 1 { 2 } else { 1 }) {
-            if run.contenders().all(|one| one != contender) {
+            if !run.takes(contender) {
                 continue;
             }
             let row = measure(run, &source, contender, &topics).await;

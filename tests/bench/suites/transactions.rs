@@ -43,7 +43,7 @@ pub(crate) async fn run(run: &Run) -> Report {
             (Contender::MirrorMaker, Contender::MirrorMaker.name(), &loaded, None),
         ];
         for (contender, name, loaded, spec) in contenders {
-            if run.contenders().all(|one| one != contender) {
+            if !run.takes(contender) {
                 continue;
             }
             let mut row = catch_up(run, &source, loaded, contender, name, spec).await;
