@@ -278,10 +278,11 @@ impl EdgeLink {
         }
         let delay = if !full {
             self.config.spill_delay
-        } else if self.is_open() || self.window.used() < self.window.free() {
+        } else if self.is_open() || self.window.used() < self.window.free() / 3 {
             self.config.spill_delay / PRESSURE
         } else {
-            // Nothing will be confirmed, little is read before there is room, and a commit is worth its while.
+            // Nothing will be confirmed, little is read before there is room, and a quarter of the window is worth a
+            // commit: one partition that holds its share has a third of it, many have half.
             Time::ZERO
         };
         let since = |partition: &EdgePartition| partition.unsafe_since();
