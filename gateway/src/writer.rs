@@ -1,23 +1,29 @@
-//! Appends batches: a few connections to each leader, partitions spread over them, every batch answered exactly once.
+//! Appends batches: a few connections to each leader, every batch answered exactly once.
 //!
 //! A lane is one connection and the task that owns it. It sends what is queued, one batch per partition and request,
 //! several requests in flight, in the order the session gave it. A lane's queue needs no bound of its own: a partition
 //! has at most five batches out, and the bytes of all of them are within the link's credit.
 //!
+//! One lane is filled before the next is used, so that requests carry batches of many partitions: what a batch of its own
+//! request costs a broker is many times what it costs in company. A partition stays with its lane for as long as it has
+//! batches there. A lane that waits is passed over, and what is sent again goes to the last one: a broker answers a
+//! connection in order, so a partition that cannot be written to holds up whatever shares its lane.
+//!
 //! Must never: send a batch anywhere but to the leader that the partition's log end was read from; write without the
 //! lease, which the connection asks before each write.
 
+mod lane;
 mod outcome;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tombolo_kafka::produce::{self, ProduceAnswer, ProduceBatch};
 use tombolo_kafka::{Connection, KafkaError, TopicId};
@@ -30,6 +36,7 @@ use crate::metrics;
 use crate::registry::Lapse;
 use crate::session::Event;
 use crate::settings::ProduceSettings;
+use lane::Lane;
 
 /// Requests in flight on one connection.
 const MAX_REQUESTS: usize = 5;
@@ -53,12 +60,21 @@ pub(crate) struct Job {
     pub(crate) again: bool,
 }
 
+impl Job {
+    fn place(&self) -> Place {
+        (self.mirror, self.partition)
+    }
+}
+
+type Place = (MirrorId, Partition);
+
 /// The lanes of one session.
 #[derive(Debug)]
 pub(crate) struct Writers {
     context: Context,
     tasks: Tasks,
-    lanes: BTreeMap<(i32, usize), Arc<Lane>>,
+    /// Of each leader; one is opened when it is first used.
+    lanes: BTreeMap<i32, Vec<Option<Arc<Lane>>>>,
 }
 
 /// What all lanes of a session share.
@@ -67,12 +83,6 @@ struct Context {
     cloud: LeasedCluster,
     settings: ProduceSettings,
     events: mpsc::Sender<Event>,
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    queue: Mutex<VecDeque<Job>>,
-    ready: Notify,
 }
 
 impl Writers {
@@ -88,23 +98,27 @@ impl Writers {
 
     /// Queues a batch for the broker; [`Event::Produced`] follows.
     pub(crate) fn write(&mut self, broker: i32, job: Job) {
-        let spread = job.mirror.0 as usize + usize::try_from(job.partition).unwrap_or(0);
-        let slot = spread % self.context.settings.connections_per_broker;
-        let lane = self.lanes.entry((broker, slot)).or_insert_with(|| {
-            let lane = Arc::<Lane>::default();
-            let run = run(Arc::clone(&lane), self.context.clone(), broker);
-            let stop = self.tasks.stop_token().clone();
-            self.tasks.spawn(format!("writer {broker}/{slot}"), async move {
-                tokio::select! {
-                    () = run => {}
-                    () = stop.cancelled() => {}
-                }
-            });
-            lane
-        });
-        lane.queue().push_back(job);
-        lane.ready.notify_one();
+        let settings = self.context.settings;
+        let lanes = self.lanes.entry(broker).or_insert_with(|| vec![None; settings.connections_per_broker.max(1)]);
+        let slot = lane::choose(lanes, &job, settings.request_bytes, Instant::now());
+        if let Some(place) = lanes.get_mut(slot) {
+            let open = || open_lane(&self.context, &self.tasks, broker, slot);
+            place.get_or_insert_with(open).put(job);
+        }
     }
+}
+
+fn open_lane(context: &Context, tasks: &Tasks, broker: i32, slot: usize) -> Arc<Lane> {
+    let lane = Arc::<Lane>::default();
+    let run = run(Arc::clone(&lane), context.clone(), broker);
+    let stop = tasks.stop_token().clone();
+    tasks.spawn(format!("writer {broker}/{slot}"), async move {
+        tokio::select! {
+            () = run => {}
+            () = stop.cancelled() => {}
+        }
+    });
+    lane
 }
 
 impl Drop for Writers {
@@ -112,49 +126,9 @@ impl Drop for Writers {
     /// at work.
     fn drop(&mut self) {
         if self.context.cloud.lease.permits().is_err() {
-            let left = self.lanes.values().map(|lane| lane.queue().len()).sum();
+            let left = self.lanes.values().flatten().flatten().map(|lane| lane.queued()).sum();
             metrics::stale_answers("lease", left);
         }
-    }
-}
-
-impl Lane {
-    /// Held for an instant only.
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Job>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next request: jobs in order, one of a partition, up to `bytes`. It names topics by id or by name, all of them,
-    /// and each once.
-    fn gather(&self, bytes: usize) -> Vec<Job> {
-        let mut queue = self.queue();
-        let mut room = bytes;
-        let mut taken = HashSet::new();
-        let mut ids: HashMap<MirrorId, Option<TopicId>> = HashMap::new();
-        let mut by_id = None;
-        let mut jobs = Vec::new();
-        let mut left = VecDeque::new();
-        while let Some(job) = queue.pop_front() {
-            let place = (job.mirror, job.partition);
-            let has_id = job.topic_id.is_some();
-            let same = *by_id.get_or_insert(has_id) == has_id
-                && *ids.entry(job.mirror).or_insert(job.topic_id) == job.topic_id;
-            let fits = same && (jobs.is_empty() || job.batch.len() <= room);
-            if fits && taken.insert(place) {
-                room = room.saturating_sub(job.batch.len());
-                jobs.push(job);
-            } else {
-                // What follows of this partition must stay behind it.
-                taken.insert(place);
-                left.push_back(job);
-                if room == 0 {
-                    break;
-                }
-            }
-        }
-        left.append(&mut queue);
-        *queue = left;
-        jobs
     }
 }
 
@@ -174,9 +148,12 @@ async fn run(lane: Arc<Lane>, context: Context, broker: i32) {
     let mut delayed = Delayed::new();
     loop {
         let events = tokio::select! {
-            Some(sent) = requests.next() => context.events_of(&sent, &delayed),
+            Some(sent) = requests.next() => {
+                lane.answered(&sent.jobs);
+                context.events_of(&sent, &delayed)
+            }
             Some(event) = delayed.next() => vec![event],
-            () = lane.ready.notified(), if requests.len() < MAX_REQUESTS => Vec::new(),
+            () = lane.filled(), if requests.len() < MAX_REQUESTS => Vec::new(),
         };
         for event in events {
             if context.events.send(event).await.is_err() {
@@ -188,26 +165,31 @@ async fn run(lane: Arc<Lane>, context: Context, broker: i32) {
         if broken && !requests.is_empty() {
             continue;
         }
-        while requests.len() < MAX_REQUESTS && !lane.queue().is_empty() {
+        while requests.len() < MAX_REQUESTS && lane.queued() > 0 {
             // Jobs stay in the queue meanwhile: a session that ends here counts what the lease kept back.
             let ready = context.cloud.ready(&mut connection, broker).await;
             let jobs = lane.gather(context.settings.request_bytes);
             match ready {
-                Ok(connection) => requests.push(context.send(&connection, jobs)),
+                Ok(connection) => {
+                    let since = Instant::now();
+                    lane.sent(since);
+                    requests.push(context.send(&connection, jobs, since));
+                }
                 Err(cause) => {
+                    lane.let_go(&jobs);
                     context.put_off(&jobs, &cause, &delayed);
                     break;
                 }
             }
         }
-        if !lane.queue().is_empty() && requests.is_empty() {
-            lane.ready.notify_one();
+        if lane.queued() > 0 && requests.is_empty() {
+            lane.ring();
         }
     }
 }
 
 impl Context {
-    fn send(&self, connection: &Connection, jobs: Vec<Job>) -> BoxFuture<'static, Sent> {
+    fn send(&self, connection: &Connection, jobs: Vec<Job>, since: Instant) -> BoxFuture<'static, Sent> {
         let batches = jobs
             .iter()
             .map(|job| ProduceBatch {
@@ -217,7 +199,6 @@ impl Context {
                 batch: job.batch.clone(),
             })
             .collect();
-        let since = Instant::now();
         let answer = produce::send_produce(connection, batches, self.settings.timeout);
         Box::pin(async move {
             let result = answer.await;
@@ -288,69 +269,5 @@ fn count(job: &Job, outcome: &Outcome) {
         Outcome::Appended { .. } => metrics::stale_answers("shifted", 1),
         Outcome::Sequence => metrics::stale_answers("sequence", 1),
         Outcome::Doubt { .. } | Outcome::Refused { .. } => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn job(partition: Partition, ticket: u64, bytes: usize) -> Job {
-        Job {
-            mirror: MirrorId(0),
-            partition,
-            ticket,
-            topic: TopicName::new("t").unwrap(),
-            topic_id: Some([1; 16]),
-            offset: 0,
-            batch: Bytes::from(vec![0; bytes]),
-            again: false,
-        }
-    }
-
-    fn gathered(lane: &Lane, bytes: usize) -> Vec<(Partition, u64)> {
-        lane.gather(bytes).iter().map(|job| (job.partition, job.ticket)).collect()
-    }
-
-    #[test]
-    fn a_request_takes_one_batch_of_a_partition_and_keeps_order() {
-        let lane = Lane::default();
-        lane.queue().extend([job(0, 0, 10), job(0, 1, 10), job(1, 0, 10), job(0, 2, 10)]);
-        assert_eq!(gathered(&lane, 100), [(0, 0), (1, 0)]);
-        assert_eq!(gathered(&lane, 100), [(0, 1)]);
-        assert_eq!(gathered(&lane, 100), [(0, 2)]);
-        assert_eq!(gathered(&lane, 100), []);
-    }
-
-    #[test]
-    fn a_batch_that_does_not_fit_is_not_overtaken_by_its_successor() {
-        let lane = Lane::default();
-        lane.queue().extend([job(0, 0, 60), job(1, 0, 60), job(1, 1, 10), job(2, 0, 10)]);
-        assert_eq!(gathered(&lane, 100), [(0, 0), (2, 0)]);
-        assert_eq!(gathered(&lane, 100), [(1, 0)]);
-        assert_eq!(gathered(&lane, 100), [(1, 1)]);
-    }
-
-    #[test]
-    fn a_request_names_topics_in_one_way_and_each_once() {
-        let lane = Lane::default();
-        let of = |id: Option<u8>, job| Job { topic_id: id.map(|id| [id; 16]), ..job };
-        lane.queue().extend([
-            of(Some(1), job(0, 0, 10)),
-            of(None, Job { mirror: MirrorId(1), ..job(5, 0, 10) }),
-            of(Some(2), job(1, 0, 10)),
-            of(Some(1), job(2, 0, 10)),
-        ]);
-        assert_eq!(gathered(&lane, 100), [(0, 0), (2, 0)]);
-        assert_eq!(gathered(&lane, 100), [(5, 0)]);
-        assert_eq!(gathered(&lane, 100), [(1, 0)]);
-    }
-
-    #[test]
-    fn a_batch_larger_than_a_request_goes_alone() {
-        let lane = Lane::default();
-        lane.queue().extend([job(0, 0, 500), job(1, 0, 10)]);
-        assert_eq!(gathered(&lane, 100), [(0, 0)]);
-        assert_eq!(gathered(&lane, 100), [(1, 0)]);
     }
 }
