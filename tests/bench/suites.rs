@@ -33,7 +33,8 @@ fn say(what: &str) {
     eprintln!("{what}");
 }
 
-/// All contenders on the same data, in turn, as often as the run says.
+/// All contenders on the same data, in turn, as often as the run says. Nobody is the first to read it: the source has its
+/// code compiled.
 async fn race(
     report: &mut Report,
     run: &Run,
@@ -41,6 +42,9 @@ async fn race(
     loaded: &[&Loaded],
     name: fn(Contender, &Loaded) -> String,
 ) {
+    for loaded in loaded {
+        warm_up(run, source, loaded).await;
+    }
     for number in 1..=run.runs {
         say(&format!("run {number} of {}", run.runs));
         for contender in run.contenders() {
@@ -49,6 +53,11 @@ async fn race(
             }
         }
     }
+}
+
+async fn warm_up(run: &Run, source: &KafkaCluster, loaded: &Loaded) {
+    // Its figures are not counted.
+    drop(catch_up(run, source, loaded, Contender::Copier, "the source warms up", None).await);
 }
 
 fn by_contender(contender: Contender, _: &Loaded) -> String {
