@@ -32,10 +32,9 @@ mod status;
 
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tombolo_service::admin_http::{AdminHttp, Sources};
+use tombolo_service::admin_http::{AdminHttp, Sources, StatusDocument};
 use tombolo_service::metrics::MetricsError;
 use tombolo_service::readiness::Readiness;
 use tombolo_service::settings::SettingsError;
@@ -73,7 +72,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), 
     tombolo_service::metrics::describe(status::METRICS);
     tombolo_service::metrics::build_info("tombolo-agent", env!("CARGO_PKG_VERSION"));
     let (readiness, latch) = Readiness::new();
-    let (published, status) = watch::channel(Value::Null);
+    let (published, status) = watch::channel(StatusDocument::default());
     let http = AdminHttp::start(settings.http, Sources { readiness, metrics, status })?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), http = %http.address(), "agent started");
 

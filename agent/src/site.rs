@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +13,7 @@ use tombolo_proto::edge::{
     Checkpoint, CheckpointPartition, EdgeConfig, EdgeEvent, EdgeInput, EdgeLink, EdgeOutput, EdgeStatus,
 };
 use tombolo_proto::id::{Offset, Partition, Time, TopicName};
+use tombolo_service::admin_http::StatusDocument;
 use tombolo_service::tasks::Tasks;
 
 use crate::carrier::{Control, LinkEvent, LinkSender, LinkStats};
@@ -76,7 +76,7 @@ pub(crate) struct Site {
     for_disk: VecDeque<Command>,
     checkpoint_due: Instant,
     session: Option<Session>,
-    published: watch::Sender<Value>,
+    published: watch::Sender<StatusDocument>,
     last_status: Option<(EdgeStatus, LinkView, DiskView)>,
     window_limit: usize,
     loss: Loss,
@@ -92,7 +92,7 @@ impl Site {
         source: SourceHandle,
         source_events: mpsc::Receiver<SourceEvent>,
         keeper: KeeperHandle,
-        published: watch::Sender<Value>,
+        published: watch::Sender<StatusDocument>,
     ) -> Self {
         let (dial, link_events) = mpsc::channel(LINK_EVENTS);
         let config = EdgeConfig {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use serde_json::Value;
 use tombolo_proto::edge::{EdgeMirrorState, EdgeMirrorStatus, EdgePartitionStatus, EdgeStatus};
 use tombolo_proto::id::{Partition as PartitionNumber, TopicName};
+use tombolo_service::admin_http::StatusDocument;
 use tombolo_service::metrics::{Description, Kind};
 
 use crate::carrier::LinkStats;
@@ -188,9 +188,9 @@ pub(crate) fn document(
     disk: DiskView,
     loss: &Loss,
     window_limit_bytes: usize,
-) -> Value {
+) -> StatusDocument {
     let since = view.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let document = Document {
+    StatusDocument::new(&Document {
         version: env!("CARGO_PKG_VERSION"),
         link: Link {
             state: if status.term.is_some() { "ACTIVE" } else { "UNAVAILABLE" },
@@ -212,8 +212,7 @@ pub(crate) fn document(
         journal: journal(status, disk, loss),
         time_to_loss_s: loss.site().map(|left| left.as_secs()),
         mirrors: status.mirrors.iter().map(|status| mirror(status, view, loss)).collect(),
-    };
-    serde_json::to_value(document).expect("plain values with text keys")
+    })
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -308,6 +307,7 @@ pub(crate) fn record(status: &EdgeStatus, view: &LinkView, disk: DiskView, loss:
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
     use tombolo_proto::edge::Retention;
     use tombolo_proto::failure::{Failure, FailureCode};
     use tombolo_proto::id::Term;
@@ -352,7 +352,7 @@ mod tests {
             hanging: [((TopicName::new("orders").unwrap(), 0), Hanging { producer_id: Some(7), first_offset: 44 })]
                 .into(),
         };
-        let document = document(&status, &view, DiskView::default(), &Loss::default(), 1_000);
+        let document = document(&status, &view, DiskView::default(), &Loss::default(), 1_000).value();
         let at = |path: &str| document.pointer(path).unwrap().clone();
         assert_eq!(at("/link/state"), "ACTIVE");
         assert_eq!(at("/link/term"), 7);

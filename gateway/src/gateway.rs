@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tombolo_service::admin_http::{AdminHttp, Sources};
+use tombolo_service::admin_http::{AdminHttp, Sources, StatusDocument};
 use tombolo_service::readiness::Readiness;
 use tombolo_service::settings::SettingsError;
 use tombolo_service::shutdown;
@@ -45,7 +44,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     metrics::describe_all();
     let tasks = Tasks::new(&stop);
     let (readiness, latch) = Readiness::new();
-    let (status_sender, status) = watch::channel(Value::Null);
+    let (status_sender, status) = watch::channel(StatusDocument::default());
     let http_settings = settings.http;
     let reloads = if settings.file.is_some() { Some(shutdown::reloads()?) } else { None };
     let shared = Shared::new(settings);
@@ -79,7 +78,7 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
-async fn show(shared: Arc<Shared>, sender: watch::Sender<Value>) {
+async fn show(shared: Arc<Shared>, sender: watch::Sender<StatusDocument>) {
     let mut every = tokio::time::interval(SHOW_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -6,9 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use serde_json::Value;
 use tombolo_proto::cloud::{CloudPartitionStatus, CloudStatus, LinkSettings, MirrorState, MirrorStatus};
 use tombolo_proto::id::{LinkName, Term, TopicName};
+use tombolo_service::admin_http::StatusDocument;
 
 use crate::metrics;
 use crate::registry::{Ledger, LedgerEntry, LedgerKey, LedgerKind, Ledgers};
@@ -91,7 +91,7 @@ impl Board {
     }
 
     /// The document, for the links of the settings; also sets the gauges.
-    pub(crate) fn document(&self, settings: &Links, ledgers: &Ledgers) -> Value {
+    pub(crate) fn document(&self, settings: &Links, ledgers: &Ledgers) -> StatusDocument {
         let links = self.links();
         let names: BTreeSet<&LinkName> = settings.keys().chain(links.keys()).chain(ledgers.keys()).collect();
         let mut shown = Vec::with_capacity(names.len());
@@ -106,8 +106,7 @@ impl Board {
         }
         drop(links);
         set_gauges(&shown, held);
-        let document = Document { service: "tombolo-gateway", version: env!("CARGO_PKG_VERSION"), links: shown };
-        serde_json::to_value(document).unwrap_or(Value::Null)
+        StatusDocument::new(&Document { service: "tombolo-gateway", version: env!("CARGO_PKG_VERSION"), links: shown })
     }
 
     fn links(&self) -> MutexGuard<'_, BTreeMap<LinkName, LinkView>> {
@@ -336,13 +335,13 @@ mod tests {
         let since = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(1_790_164_801));
         let agent = Agent { address: agent, since };
         board.publish(&link(), Term(1), agent, Duration::from_millis(40), status(MirrorState::Failed(failure)));
-        let shown = board.document(&Links::new(), &Ledgers::new());
+        let shown = board.document(&Links::new(), &Ledgers::new()).value();
         assert_eq!(shown["links"][0]["state"], "ACTIVE");
         assert_eq!(shown["links"][0]["mirrors"][1]["lag"], 4);
         assert_eq!(shown["links"][0]["rtt_ms"], 40);
         assert_eq!(shown["links"][0]["agent"]["since"], "2026-09-23T12:00:01Z");
         board.ended(&link(), Term(1), "timed out");
-        let shown = board.document(&Links::new(), &Ledgers::new());
+        let shown = board.document(&Links::new(), &Ledgers::new()).value();
         let link = &shown["links"][0];
         assert_eq!((&link["state"], &link["reason"]), (&"UNAVAILABLE".into(), &"timed out".into()));
         assert_eq!(link["held_bytes"], 0);
@@ -359,7 +358,7 @@ mod tests {
         let agent = Agent { address: agent, since: None };
         board.publish(&link(), Term(2), agent, Duration::ZERO, status(MirrorState::Active));
         board.ended(&link(), Term(1), "superseded");
-        assert_eq!(board.document(&Links::new(), &Ledgers::new())["links"][0]["state"], "ACTIVE");
+        assert_eq!(board.document(&Links::new(), &Ledgers::new()).value()["links"][0]["state"], "ACTIVE");
     }
 
     #[test]
@@ -375,7 +374,7 @@ mod tests {
         };
         let entries = [entry(LedgerKind::Start, 0, 40), entry(LedgerKind::Loss, 50, 60)];
         let ledgers = Ledgers::from([(link(), vec![(key, Ledger::of(&entries))])]);
-        let shown = Board::default().document(&Links::new(), &ledgers);
+        let shown = Board::default().document(&Links::new(), &ledgers).value();
         let link = &shown["links"][0];
         assert_eq!(link["losses"][0]["partition"], 2);
         assert_eq!((&link["losses"][0]["from"], &link["losses"][0]["to"]), (&50.into(), &60.into()));
@@ -391,7 +390,7 @@ mod tests {
         let filters = vec![tombolo_proto::pattern::TopicPattern::new("sensor.*").unwrap()];
         let links =
             Links::from([(link(), LinkSettings { mirrors: vec![settings], filters, ..LinkSettings::default() })]);
-        let shown = Board::default().document(&links, &Ledgers::new());
+        let shown = Board::default().document(&links, &Ledgers::new()).value();
         assert_eq!(shown["links"][0]["reason"], "no session yet");
         assert_eq!(shown["links"][0]["mirrors"][0]["mirror_status"], "PAUSED");
         assert_eq!(shown["links"][0]["topics"][0], "sensor.*");

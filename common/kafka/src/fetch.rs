@@ -1,6 +1,6 @@
 //! Fetch: raw record sets of several partitions of one leader, with incremental sessions (KIP-227) where granted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use kafka_protocol::messages::{FetchRequest, TopicName};
 use crate::TopicId;
 use crate::connection::Connection;
 use crate::error::{AnswerError, Api, ErrorCode, KafkaError};
-use crate::wire::{Key, millis, text, topic_id};
+use crate::wire::{known_id, millis, text, topic_id};
 
 /// From the next version on, topics are named by id.
 const NEWEST_BY_NAME: i16 = 12;
@@ -104,8 +104,12 @@ pub struct FetchSession {
     connection: Connection,
     options: FetchOptions,
     wanted: BTreeMap<Place, Wanted>,
-    /// What the broker's session holds.
+    /// Names of topics whose ids are known.
+    names: HashMap<TopicId, Arc<str>>,
+    /// What the broker's session holds, while one is open.
     held: BTreeMap<Place, Wanted>,
+    /// Where the two may differ: a fetch of thousands of idle partitions must not cost what they are many.
+    changed: BTreeSet<Place>,
     session: Session,
     /// Where the next full request begins, so that no partition is always the last to be served.
     turn: usize,
@@ -132,11 +136,10 @@ impl Session {
     const NONE: Self = Self::Ask { replaces: NO_SESSION };
 }
 
-/// A Fetch about to be sent, and what the broker holds once it has taken it.
+/// A Fetch about to be sent.
 struct Question {
     request: FetchRequest,
     version: i16,
-    held: BTreeMap<Place, Wanted>,
     /// The session that it goes on with.
     goes_on: Option<(i32, i32)>,
 }
@@ -144,7 +147,16 @@ struct Question {
 impl FetchSession {
     /// The connection should be this session's own: a waiting fetch holds back every later answer.
     pub fn new(connection: Connection, options: FetchOptions) -> Self {
-        Self { connection, options, wanted: BTreeMap::new(), held: BTreeMap::new(), session: Session::NONE, turn: 0 }
+        Self {
+            connection,
+            options,
+            wanted: BTreeMap::new(),
+            names: HashMap::new(),
+            held: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            session: Session::NONE,
+            turn: 0,
+        }
     }
 
     /// The connection it fetches over.
@@ -154,23 +166,39 @@ impl FetchSession {
 
     /// Takes a partition in, or moves it to `position`.
     pub fn add(&mut self, topic: &Arc<str>, topic_id: Option<TopicId>, partition: i32, position: FetchPosition) {
-        self.wanted.insert((Arc::clone(topic), partition), Wanted { topic_id, position });
+        let place = (Arc::clone(topic), partition);
+        let before = self.wanted.insert(place.clone(), Wanted { topic_id, position });
+        if let Some(id) = topic_id {
+            self.names.insert(id, Arc::clone(topic));
+        }
+        self.forget_id(before.filter(|before| before.topic_id != topic_id), &place);
+        self.changed.insert(place);
     }
 
     /// Leaves a partition out from the next request on.
     pub fn remove(&mut self, topic: &str, partition: i32) {
-        self.wanted.remove(&(Arc::from(topic), partition));
+        let place = (Arc::from(topic), partition);
+        let before = self.wanted.remove(&place);
+        self.forget_id(before, &place);
+        self.changed.insert(place);
+    }
+
+    /// A partition of this topic was the last, perhaps, under its id.
+    fn forget_id(&mut self, gone: Option<Wanted>, place: &Place) {
+        let Some(id) = gone.and_then(|gone| gone.topic_id) else { return };
+        let all = (Arc::clone(&place.0), i32::MIN)..=(Arc::clone(&place.0), i32::MAX);
+        if self.wanted.range(all).all(|(_, wanted)| wanted.topic_id != Some(id)) {
+            self.names.remove(&id);
+        }
     }
 
     /// Moves a partition; false where it is not in.
     pub fn advance(&mut self, topic: &str, partition: i32, position: FetchPosition) -> bool {
-        match self.wanted.get_mut(&(Arc::from(topic), partition)) {
-            Some(wanted) => {
-                wanted.position = position;
-                true
-            }
-            None => false,
-        }
+        let place = (Arc::from(topic), partition);
+        let Some(wanted) = self.wanted.get_mut(&place) else { return false };
+        wanted.position = position;
+        self.changed.insert(place);
+        true
     }
 
     /// How long the broker may wait for records, from the next request on.
@@ -204,9 +232,9 @@ impl FetchSession {
             let answer = self.connection.call(&question.request, question.version, deadline).await?;
             match ErrorCode::from_wire(answer.error_code) {
                 None => {
-                    let fetched = read(&answer.responses, &question.held)?;
+                    let fetched = self.read(&answer.responses)?;
                     self.session = next(&question, answer.session_id)?;
-                    self.held = question.held;
+                    self.hold(question.goes_on.is_some());
                     return Ok(fetched);
                 }
                 Some(ErrorCode::FETCH_SESSION_ID_NOT_FOUND | ErrorCode::FETCH_SESSION_TOPIC_ID_ERROR)
@@ -233,8 +261,10 @@ impl FetchSession {
         };
         let (request, goes_on) = match goes_on {
             Ok((id, epoch)) => {
-                let changed = self.wanted.iter().filter(|(place, wanted)| self.held.get(*place) != Some(wanted));
-                let gone = self.held.iter().filter(|(place, _)| !self.wanted.contains_key(*place));
+                let changed = self.changed.iter().filter_map(|place| self.wanted.get_key_value(place));
+                let changed = changed.filter(|(place, wanted)| self.held.get(*place) != Some(wanted));
+                let gone = self.changed.iter().filter(|place| !self.wanted.contains_key(*place));
+                let gone = gone.filter_map(|place| self.held.get_key_value(place));
                 let request = request
                     .with_session_id(id)
                     .with_session_epoch(epoch)
@@ -255,14 +285,54 @@ impl FetchSession {
                 (request, None)
             }
         };
-        Ok(Question { request, version, held: self.wanted.clone(), goes_on })
+        Ok(Question { request, version, goes_on })
+    }
+
+    /// The broker took the question: its session, if it has one, holds what is wanted.
+    fn hold(&mut self, went_on: bool) {
+        let changed = std::mem::take(&mut self.changed);
+        if self.session == Session::NONE {
+            self.held.clear();
+        } else if went_on {
+            for place in changed {
+                match self.wanted.get(&place) {
+                    Some(wanted) => self.held.insert(place, *wanted),
+                    None => self.held.remove(&place),
+                };
+            }
+        } else {
+            self.held.clone_from(&self.wanted);
+        }
+    }
+
+    fn read(&self, answers: &[FetchableTopicResponse]) -> Result<Vec<FetchedPartition>, KafkaError> {
+        let unasked = || KafkaError::answer(Api::Fetch, AnswerError::Unasked);
+        let mut fetched = Vec::new();
+        let mut seen = HashSet::new();
+        for answer in answers {
+            let id = known_id(answer.topic_id.into_bytes());
+            let name = match id {
+                Some(id) => Arc::clone(self.names.get(&id).ok_or_else(unasked)?),
+                None => Arc::from(answer.topic.as_str()),
+            };
+            for partition in &answer.partitions {
+                let place = (Arc::clone(&name), partition.partition_index);
+                let (place, wanted) = self.wanted.get_key_value(&place).ok_or_else(unasked)?;
+                if id.is_some_and(|id| wanted.topic_id != Some(id)) || !seen.insert(place) {
+                    return Err(unasked());
+                }
+                fetched.push(read_partition(place, partition));
+            }
+        }
+        Ok(fetched)
     }
 
     /// Whether a topic has been made anew: its old id's partitions cannot be left out one by one.
     fn topic_changed(&self) -> bool {
-        self.wanted
-            .iter()
-            .any(|(place, wanted)| self.held.get(place).is_some_and(|held| held.topic_id != wanted.topic_id))
+        self.changed.iter().any(|place| match (self.wanted.get(place), self.held.get(place)) {
+            (Some(wanted), Some(held)) => wanted.topic_id != held.topic_id,
+            (Some(_) | None, _) => false,
+        })
     }
 
     fn topics<'a>(&self, places: impl Iterator<Item = (&'a Place, &'a Wanted)>, version: i16) -> Vec<FetchTopic> {
@@ -388,29 +458,6 @@ fn next(question: &Question, granted: i32) -> Result<Session, KafkaError> {
         }
         (Some(_), _) => Err(KafkaError::answer(Api::Fetch, AnswerError::Range("the session id"))),
     }
-}
-
-fn read(
-    answers: &[FetchableTopicResponse],
-    held: &BTreeMap<Place, Wanted>,
-) -> Result<Vec<FetchedPartition>, KafkaError> {
-    let mut asked: HashMap<(Key<'_>, i32), &Place> = HashMap::new();
-    for (place, wanted) in held {
-        asked.insert((Key::Name(&place.0), place.1), place);
-        if let Some(id) = wanted.topic_id {
-            asked.insert((Key::Id(id), place.1), place);
-        }
-    }
-    let mut fetched = Vec::new();
-    for topic in answers {
-        let key = Key::new(&topic.topic, topic.topic_id.into_bytes());
-        for partition in &topic.partitions {
-            let unasked = || KafkaError::answer(Api::Fetch, AnswerError::Unasked);
-            let place = asked.remove(&(key, partition.partition_index)).ok_or_else(unasked)?;
-            fetched.push(read_partition(place, partition));
-        }
-    }
-    Ok(fetched)
 }
 
 fn read_partition(place: &Place, answer: &PartitionData) -> FetchedPartition {

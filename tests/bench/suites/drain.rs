@@ -14,7 +14,7 @@ use crate::contender::{self, Contender};
 use crate::load::{Load, Loaded};
 use crate::report::{Report, Row};
 use crate::suites::bulk::gigabytes;
-use crate::suites::{DEADLINE, RATE, catch_up, say, warm_up};
+use crate::suites::{DEADLINE, RATE, catch_up, first_round, say, say_run};
 use crate::watch::Watch;
 
 /// Some 2 GB as stored.
@@ -41,10 +41,14 @@ pub(crate) async fn run(run: &Run) -> Report {
     );
     let mut report = Report::new("drain", data);
     report.settings = contender::settings(run);
-    warm_up(run, &source, &loaded).await;
-    for number in 1..=run.runs {
-        say(&format!("run {number} of {}", run.runs));
-        report.rows.push(catch_up(run, &source, &loaded, Contender::Tombolo, Contender::Tombolo.name(), None).await);
+    report.settings.push(first_round());
+    for number in 0..=run.runs {
+        say_run(run, number);
+        let live = catch_up(run, &source, &loaded, Contender::Tombolo, Contender::Tombolo.name(), None).await;
+        if number == 0 {
+            continue;
+        }
+        report.rows.push(live);
         report.rows.extend(dark(run, &source, &load).await);
     }
     let live = report.median(Contender::Tombolo.name(), RATE);

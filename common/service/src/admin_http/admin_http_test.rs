@@ -14,12 +14,12 @@ const DEADLINE: Duration = Duration::from_secs(10);
 struct Daemon {
     http: AdminHttp,
     latch: Option<Latch>,
-    status: watch::Sender<Value>,
+    status: watch::Sender<StatusDocument>,
 }
 
 fn daemon() -> Daemon {
     let (readiness, latch) = Readiness::new();
-    let (status, receiver) = watch::channel(json!({"link": "down"}));
+    let (status, receiver) = watch::channel(StatusDocument::new(&json!({"link": "down"})));
     let settings = HttpSettings { listen: "127.0.0.1:0".parse().unwrap() };
     let sources = Sources { readiness, metrics: crate::metrics::install().unwrap(), status: receiver };
     Daemon { http: AdminHttp::start(settings, sources).unwrap(), latch: Some(latch), status }
@@ -68,7 +68,7 @@ async fn client_gets_the_newest_status() {
     let daemon = daemon();
     let address = daemon.http.address();
     assert_eq!(status_client::fetch(address, DEADLINE).await.unwrap(), json!({"link": "down"}));
-    daemon.status.send_replace(json!({"link": "up"}));
+    daemon.status.send_replace(StatusDocument::new(&json!({"link": "up"})));
     assert_eq!(status_client::fetch(address, DEADLINE).await.unwrap(), json!({"link": "up"}));
 }
 
@@ -103,7 +103,11 @@ fn names_the_key_when_the_port_is_taken() {
     let (readiness, _latch) = Readiness::new();
     let error = AdminHttp::start(
         HttpSettings { listen: first.http.address() },
-        Sources { readiness, metrics: crate::metrics::install().unwrap(), status: watch::channel(Value::Null).1 },
+        Sources {
+            readiness,
+            metrics: crate::metrics::install().unwrap(),
+            status: watch::channel(StatusDocument::default()).1,
+        },
     )
     .unwrap_err();
     assert_eq!(error.key(), Some("http.listen"));
