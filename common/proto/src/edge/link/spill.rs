@@ -87,8 +87,10 @@ impl EdgeLink {
     /// confirm; without it only changed lists of mirrors and filters count, which must be kept before the journal holds
     /// frames of them. Partitions go along with the lists: those of a topic made anew begin anew.
     pub fn take_checkpoint(&mut self, all: bool) -> Option<Checkpoint> {
-        let all = all || self.lists_changed;
-        let dirty = |partition: &&mut EdgePartition| all && partition.dirty;
+        if !all && !self.lists_changed {
+            return None;
+        }
+        let dirty = |partition: &&mut EdgePartition| partition.dirty;
         let partitions: Vec<_> = self
             .mirrors
             .iter_mut()
