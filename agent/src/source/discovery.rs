@@ -2,24 +2,24 @@
 //!
 //! Tells everything it sees every time: what did not change costs the owner of the site nothing.
 
+mod configs;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
-use tombolo_kafka::admin::{ConfigEntry, ConfigResource, ConfigSource, describe_configs};
 use tombolo_kafka::cluster::Topic;
-use tombolo_kafka::error::KafkaErrorKind;
-use tombolo_kafka::{Cluster, Connection, ErrorCode, KafkaError, TopicId};
-use tombolo_proto::edge::{EdgeInput, Retention, SourceTopic};
+use tombolo_kafka::{Cluster, ErrorCode, KafkaError, TopicId};
+use tombolo_proto::edge::{EdgeInput, SourceTopic};
 use tombolo_proto::failure::{Failure, FailureCode};
 use tombolo_proto::id::{Partition, TopicName};
-use tombolo_proto::limits::{MAX_CONFIGS, MAX_PARTITIONS};
+use tombolo_proto::limits::MAX_PARTITIONS;
 use tombolo_proto::pattern::TopicPattern;
-use tombolo_proto::wire::TopicConfig;
 use tombolo_service::readiness::Latch;
 
+use self::configs::Configs;
 use super::SourceEvent;
 use crate::filter::TopicFilter;
 
@@ -82,8 +82,7 @@ struct Memory {
     missed: BTreeMap<TopicName, u32>,
     /// Topics that were there, so that a miss may be a broker's ignorance.
     seen: BTreeSet<TopicName>,
-    /// Why configs are not known, logged once for each topic.
-    without_configs: BTreeSet<TopicName>,
+    configs: Configs,
     trouble: Option<String>,
 }
 
@@ -245,16 +244,14 @@ impl Discovery {
             return Ok(outcomes);
         }
         let connection = self.cluster.controller().await?;
-        for chunk in there.chunks(CONFIG_TOPICS) {
-            let configs = configs(&connection, memory, chunk).await?;
-            let policies = chunk.iter().zip(&configs).filter_map(|((name, _), configs)| {
-                let policy = configs.iter().find(|config| config.name == "cleanup.policy")?.value.as_ref()?;
-                Some((name.clone(), policy.contains("compact")))
-            });
+        for (number, chunk) in there.chunks(CONFIG_TOPICS).enumerate() {
+            let told = memory.configs.look(&connection, number, chunk).await?;
+            let policies =
+                chunk.iter().zip(&told).filter_map(|((name, _), told)| Some((name.clone(), told.compacted()?)));
             drop(self.found.send(Found { topics: Vec::new(), compacted: policies.collect() }).await);
-            for ((name, topic), configs) in chunk.iter().zip(configs) {
-                outcomes.push((name.clone(), Outcome::Found(describe(topic, &configs))));
-            }
+            let found = chunk.iter().zip(told);
+            outcomes
+                .extend(found.map(|((name, topic), told)| (name.clone(), Outcome::Found(told.source_topic(topic)))));
         }
         Ok(outcomes)
     }
@@ -271,39 +268,6 @@ impl Memory {
             Outcome::Problem(problem)
         }
     }
-
-    fn no_configs(&mut self, topic: &TopicName, why: &dyn std::error::Error) {
-        if self.without_configs.insert(topic.clone()) {
-            tracing::info!(%topic, reason = %why, "configs of the source topic are not known: the mirror has the cloud's");
-        }
-    }
-}
-
-/// Configs of each topic in turn; none where the broker does not tell them.
-async fn configs(
-    connection: &Connection,
-    memory: &mut Memory,
-    topics: &[(TopicName, Topic)],
-) -> Result<Vec<Vec<ConfigEntry>>, KafkaError> {
-    let resources: Vec<_> = topics.iter().map(|(_, topic)| ConfigResource::Topic(Arc::clone(&topic.name))).collect();
-    let answers = match describe_configs(connection, &resources, None).await {
-        Ok(answers) => answers,
-        Err(error) if matches!(error.kind(), KafkaErrorKind::Unsupported { .. }) => {
-            for (name, _) in topics {
-                memory.no_configs(name, &error);
-            }
-            return Ok(vec![Vec::new(); topics.len()]);
-        }
-        Err(error) => return Err(error),
-    };
-    let answers = topics.iter().zip(answers).map(|((name, _), answer)| match answer.result {
-        Ok(configs) => configs,
-        Err(refusal) => {
-            memory.no_configs(name, &refusal);
-            Vec::new()
-        }
-    });
-    Ok(answers.collect())
 }
 
 /// Topics of Kafka itself: `__consumer_offsets`, `__transaction_state` and the like.
@@ -356,45 +320,6 @@ fn missing(topic: &str) -> String {
         "SOURCE_TOPIC_MAY_BE_DELETED: topic {topic} does not exist at the source. The mirror keeps what it holds; take it out \
          of the link's mirrors, or make the topic again"
     )
-}
-
-/// What the gateway needs of a topic of these configs.
-fn describe(topic: &Topic, configs: &[ConfigEntry]) -> SourceTopic {
-    let value =
-        |name: &str| configs.iter().find(|config| config.name == name).and_then(|config| config.value.as_deref());
-    // A log that is only compacted keeps the last record of each key, however old.
-    let deletes = value("cleanup.policy").is_none_or(|policy| policy.contains("delete"));
-    let retention = if deletes {
-        Retention { ms: limit(value("retention.ms")), bytes: limit(value("retention.bytes")) }
-    } else {
-        Retention::default()
-    };
-    let told = configs
-        .iter()
-        .filter(|config| is_told(config))
-        .filter_map(|config| Some(TopicConfig { name: config.name.clone(), value: config.value.clone()? }));
-    SourceTopic {
-        partitions: Partition::try_from(topic.partitions.len()).unwrap_or(MAX_PARTITIONS),
-        topic_id: topic.topic_id,
-        configs: told.take(MAX_CONFIGS).collect(),
-        retention,
-    }
-}
-
-/// A retention's value; -1 is without limit.
-fn limit(value: Option<&str>) -> Option<i64> {
-    value.and_then(|value| value.parse().ok()).filter(|&value| value >= 0)
-}
-
-/// What was set on the topic; and where the brokers' settings say so too, the largest batch, which the mirror must take,
-/// and that records are compacted.
-fn is_told(config: &ConfigEntry) -> bool {
-    let by_broker = match config.name.as_str() {
-        "max.message.bytes" => config.source != ConfigSource::Default,
-        "cleanup.policy" => config.value.as_deref().is_some_and(|policy| policy.contains("compact")),
-        _ => false,
-    };
-    !config.sensitive && (!config.is_default() || by_broker)
 }
 
 #[cfg(test)]

@@ -14,9 +14,11 @@ pub use transactions::{
 };
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
 use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
@@ -25,15 +27,15 @@ use kafka_protocol::messages::describe_producers_request::TopicRequest;
 use kafka_protocol::messages::describe_producers_response::ProducerState as WireProducerState;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::{
-    CreatePartitionsRequest, CreateTopicsRequest, DescribeConfigsRequest, DescribeProducersRequest, ListOffsetsRequest,
-    TopicName,
+    CreatePartitionsRequest, CreateTopicsRequest, DescribeConfigsRequest, DescribeConfigsResponse,
+    DescribeProducersRequest, ListOffsetsRequest, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
 
 use crate::TopicId;
 use crate::connection::Connection;
 use crate::error::{AnswerError, Api, ErrorCode, KafkaError};
-use crate::wire::{known_id, millis, text};
+use crate::wire::{CORRELATION_BYTES, known_id, millis, text};
 
 /// A broker's refusal of one item of a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -401,10 +403,40 @@ pub async fn describe_configs(
     resources: &[ConfigResource],
     names: Option<&[&str]>,
 ) -> Result<Vec<ConfigsAnswer>, KafkaError> {
-    const API: Api = Api::DescribeConfigs;
     if resources.is_empty() {
         return Ok(Vec::new());
     }
+    let (version, answer) = ask_configs(connection, resources, names).await?;
+    read_configs(resources, &connection.decode::<DescribeConfigsRequest>(answer, version)?)
+}
+
+/// Stands for an answer's bytes. A hash of 64 bits: of answers that differ, one in 2^64 passes for the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnswerDigest(u64);
+
+/// All settings of `resources`, at least one, unless the broker answers byte for byte what it did when `before` was
+/// taken of the same: `None` then. Settings seldom change, and reading thousands of them is most of what asking costs.
+pub async fn describe_configs_again(
+    connection: &Connection,
+    resources: &[ConfigResource],
+    before: Option<AnswerDigest>,
+) -> Result<Option<(AnswerDigest, Vec<ConfigsAnswer>)>, KafkaError> {
+    let (version, answer) = ask_configs(connection, resources, None).await?;
+    let mut hasher = DefaultHasher::new();
+    hasher.write(answer.get(CORRELATION_BYTES..).unwrap_or_default());
+    let digest = AnswerDigest(hasher.finish());
+    if before == Some(digest) {
+        return Ok(None);
+    }
+    let answers = read_configs(resources, &connection.decode::<DescribeConfigsRequest>(answer, version)?)?;
+    Ok(Some((digest, answers)))
+}
+
+async fn ask_configs(
+    connection: &Connection,
+    resources: &[ConfigResource],
+    names: Option<&[&str]>,
+) -> Result<(i16, Bytes), KafkaError> {
     let version = connection.version::<DescribeConfigsRequest>(i16::MAX)?;
     let wanted = resources.iter().map(|resource| {
         let (kind, name) = resource.on_wire();
@@ -414,7 +446,15 @@ pub async fn describe_configs(
             .with_configuration_keys(names.map(|names| names.iter().map(|name| text(name)).collect()))
     });
     let request = DescribeConfigsRequest::default().with_resources(wanted.collect());
-    let answer = connection.call(&request, version, connection.deadline(Duration::ZERO)).await?;
+    let answer = connection.call_undecoded(&request, version, connection.deadline(Duration::ZERO)).await?;
+    Ok((version, answer))
+}
+
+fn read_configs(
+    resources: &[ConfigResource],
+    answer: &DescribeConfigsResponse,
+) -> Result<Vec<ConfigsAnswer>, KafkaError> {
+    const API: Api = Api::DescribeConfigs;
     let mut found: HashMap<_, _> = answer
         .results
         .iter()

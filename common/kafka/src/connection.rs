@@ -204,7 +204,7 @@ impl Connection {
     }
 
     /// The same for an answer whose version only its content tells.
-    pub(super) async fn call_undecoded<C: Call>(
+    pub(crate) async fn call_undecoded<C: Call>(
         &self,
         request: &C,
         version: i16,
@@ -251,7 +251,7 @@ impl Connection {
         Err(KafkaError::new(api, KafkaErrorKind::Connection { cause, sent: true }))
     }
 
-    pub(super) fn decode<C: Call>(&self, answer: Bytes, version: i16) -> Result<C::Answer, KafkaError> {
+    pub(crate) fn decode<C: Call>(&self, answer: Bytes, version: i16) -> Result<C::Answer, KafkaError> {
         wire::decode::<C>(answer, version).map_err(|reason| {
             let kind = ConnectionErrorKind::Decode { api: C::API, version, reason: reason.into() };
             let cause = self.inner.fate.seal(kind);

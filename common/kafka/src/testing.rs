@@ -45,6 +45,7 @@ pub(crate) fn connection_with(buffer: usize, guard: Option<WriteGuard>) -> (Conn
         (Api::Metadata, 12),
         (Api::SaslHandshake, 1),
         (Api::SaslAuthenticate, 2),
+        (Api::DescribeConfigs, 4),
         (Api::DescribeProducers, 0),
     ];
     let versions = offered.map(|(api, max)| (api.key(), Versions { min: 0, max }));

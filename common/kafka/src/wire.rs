@@ -100,6 +100,9 @@ impl Api {
     }
 }
 
+/// An answer's first bytes: the number of its request.
+pub(crate) const CORRELATION_BYTES: usize = 4;
+
 /// A whole frame: length, header, body. The body's record batches are copied here, once.
 pub(crate) fn encode<C: Call>(request: &C, version: i16, correlation: i32, client_id: &str) -> Result<Bytes, String> {
     let header = RequestHeader::default()
@@ -130,7 +133,6 @@ pub(crate) fn decode<C: Call>(mut answer: Bytes, version: i16) -> Result<C::Answ
 
 /// Whether the body of an undecoded answer, with an unflexible header, begins with this error code.
 pub(crate) fn starts_with_code(answer: &Bytes, code: ErrorCode) -> bool {
-    const CORRELATION_BYTES: usize = 4;
     answer.get(CORRELATION_BYTES..CORRELATION_BYTES + 2).is_some_and(|bytes| bytes == code.number().to_be_bytes())
 }
 

@@ -1,6 +1,7 @@
-//! Which topics can be mirrored, and what of their configs is told.
+//! Which topics can be mirrored.
 
 use tombolo_kafka::cluster::Partition as KafkaPartition;
+use tombolo_proto::edge::Retention;
 
 use super::*;
 
@@ -13,44 +14,6 @@ fn topic(partitions: impl IntoIterator<Item = i32>, error: Option<ErrorCode>) ->
         partitions: partitions.map(|id| KafkaPartition { id, leader: Some(1), leader_epoch: 0, error: None }).collect(),
         error,
     }
-}
-
-fn config(name: &str, value: &str, source: ConfigSource) -> ConfigEntry {
-    let (name, value) = (name.to_owned(), Some(value.to_owned()));
-    ConfigEntry { name, value, source, read_only: false, sensitive: false }
-}
-
-#[test]
-fn compaction_is_told_whoever_set_it() {
-    for source in [ConfigSource::Topic, ConfigSource::StaticBroker, ConfigSource::Default] {
-        for policy in ["compact", "delete,compact", "compact, delete"] {
-            let found = describe(&topic(0..2, None), &[config("cleanup.policy", policy, source)]);
-            let told: Vec<_> = found.configs.iter().map(|told| (told.name.as_str(), told.value.as_str())).collect();
-            assert_eq!(told, [("cleanup.policy", policy)]);
-            let retention = config("retention.ms", "5", ConfigSource::Default);
-            let found = describe(&topic(0..2, None), &[config("cleanup.policy", policy, source), retention]);
-            assert_eq!(found.retention.ms, (policy != "compact").then_some(5), "{policy}");
-        }
-    }
-    let found = describe(&topic(0..2, None), &[config("cleanup.policy", "delete", ConfigSource::Default)]);
-    assert_eq!(found.configs, []);
-}
-
-#[test]
-fn tells_what_was_set_and_the_largest_batch() {
-    let configs = [
-        config("retention.ms", "5", ConfigSource::Topic),
-        config("segment.bytes", "6", ConfigSource::StaticBroker),
-        config("max.message.bytes", "7", ConfigSource::StaticBroker),
-        ConfigEntry { sensitive: true, value: None, ..config("secret", "", ConfigSource::Topic) },
-    ];
-    let found = describe(&topic(0..3, None), &configs);
-    let told: Vec<_> = found.configs.iter().map(|config| (config.name.as_str(), config.value.as_str())).collect();
-    assert_eq!(told, [("retention.ms", "5"), ("max.message.bytes", "7")]);
-    assert_eq!((found.partitions, found.topic_id), (3, Some([3; 16])));
-    let default = [config("max.message.bytes", "1048588", ConfigSource::Default)];
-    let found = describe(&topic(0..1, None), &default);
-    assert_eq!(found.configs, []);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Offsets and producers asked of a scripted broker; the other calls are seen at real brokers only.
 
+use kafka_protocol::messages::describe_configs_response::DescribeConfigsResult;
 use kafka_protocol::messages::describe_producers_response::{PartitionResponse, TopicResponse};
 use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use kafka_protocol::messages::{DescribeProducersResponse, ListOffsetsResponse};
@@ -117,4 +118,48 @@ async fn what_the_broker_lacks_is_known_before_asking() {
         matches!(error.kind(), KafkaErrorKind::Unsupported { api: Api::CreateTopics, theirs: None, .. }),
         "{error}"
     );
+}
+
+fn configs(topic: &str, value: &str) -> DescribeConfigsResult {
+    let config = DescribeConfigsResourceResult::default().with_name(text("retention.ms")).with_value(Some(text(value)));
+    DescribeConfigsResult::default()
+        .with_resource_type(2)
+        .with_resource_name(text(topic))
+        .with_configs(vec![config.with_config_source(1)])
+}
+
+#[tokio::test]
+async fn configs_that_are_what_they_were_are_not_told_again() {
+    let (connection, mut broker) = testing::connection();
+    let resources = [ConfigResource::Topic("a".into()), ConfigResource::Topic("b".into())];
+    let mut digest = None;
+    for (number, (b, told)) in [("5", Some("5")), ("5", None), ("6", Some("6")), ("6", None)].into_iter().enumerate() {
+        let answer = DescribeConfigsResponse::default().with_results(vec![configs("a", "1"), configs("b", b)]);
+        let (again, asked) = tokio::join!(
+            describe_configs_again(&connection, &resources, digest),
+            broker.turn::<DescribeConfigsRequest>(|_| answer)
+        );
+        // Correlation ids are counted on, and no part of it.
+        assert_eq!((asked.correlation, asked.request.resources.len()), (i32::try_from(number).unwrap(), 2));
+        let found = again.unwrap().map(|(new, answers)| {
+            digest = Some(new);
+            let last = answers.last().unwrap();
+            assert_eq!(last.resource, resources[1]);
+            last.result.as_ref().unwrap()[0].value.clone().unwrap()
+        });
+        assert_eq!(found.as_deref(), told, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_to_an_answer_that_does_not_fit_is_an_error() {
+    let (connection, mut broker) = testing::connection();
+    let resources = [ConfigResource::Topic("a".into())];
+    let answer = DescribeConfigsResponse::default().with_results(vec![configs("b", "1")]);
+    let (again, _) = tokio::join!(
+        describe_configs_again(&connection, &resources, None),
+        broker.turn::<DescribeConfigsRequest>(|_| answer)
+    );
+    let error = again.unwrap_err();
+    assert!(matches!(error.kind(), KafkaErrorKind::Answer(AnswerError::Missing)), "{error}");
 }
