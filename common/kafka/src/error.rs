@@ -341,6 +341,22 @@ impl KafkaError {
         self
     }
 
+    /// Whether a request that failed as a whole would fail in the same way again, and nothing of it was done: it cannot be
+    /// put to this broker, or was answered with a code that `is_final`.
+    pub fn is_refusal(&self, is_final: impl FnOnce(ErrorCode) -> bool) -> bool {
+        match self.kind {
+            KafkaErrorKind::Unsupported { .. } | KafkaErrorKind::Encode(_) => true,
+            KafkaErrorKind::Broker { code, .. } => is_final(code),
+            KafkaErrorKind::Connection { .. }
+            | KafkaErrorKind::WriteRefused(_)
+            | KafkaErrorKind::Busy { .. }
+            | KafkaErrorKind::NoLeader
+            | KafkaErrorKind::UnknownBroker(_)
+            | KafkaErrorKind::Unreachable { .. }
+            | KafkaErrorKind::Answer(_) => false,
+        }
+    }
+
     /// The request.
     pub fn api(&self) -> Api {
         self.api

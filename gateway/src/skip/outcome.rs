@@ -1,6 +1,6 @@
 //! What a broker's answer to markers means for the partition. Pure.
 
-use tombolo_kafka::error::{ErrorCode, KafkaError, KafkaErrorKind};
+use tombolo_kafka::error::{ErrorCode, KafkaError};
 use tombolo_proto::id::Offset;
 use tombolo_proto::mirror::SkipOutcome;
 
@@ -41,18 +41,7 @@ pub(super) fn of_look(offset: Offset, error: Option<ErrorCode>, log_end: Result<
 /// Of every partition of a request without an answer.
 pub(super) fn of_error(error: &KafkaError) -> SkipOutcome {
     let reason = error.to_string();
-    match error.kind() {
-        KafkaErrorKind::Unsupported { .. } | KafkaErrorKind::Encode(_) => SkipOutcome::Refused { reason },
-        KafkaErrorKind::Broker { code, .. } if is_final(*code) => SkipOutcome::Refused { reason },
-        KafkaErrorKind::Broker { .. }
-        | KafkaErrorKind::Connection { .. }
-        | KafkaErrorKind::WriteRefused(_)
-        | KafkaErrorKind::Busy { .. }
-        | KafkaErrorKind::NoLeader
-        | KafkaErrorKind::UnknownBroker(_)
-        | KafkaErrorKind::Unreachable { .. }
-        | KafkaErrorKind::Answer(_) => SkipOutcome::Doubt { reason },
-    }
+    if error.is_refusal(is_final) { SkipOutcome::Refused { reason } } else { SkipOutcome::Doubt { reason } }
 }
 
 /// Codes that say "none was appended" and would say so again. A newer term's (52) and a fence's (47) are not among them:

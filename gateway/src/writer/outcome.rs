@@ -1,6 +1,5 @@
 //! What a broker's answer means for the partition. Pure.
 
-use tombolo_kafka::error::KafkaErrorKind;
 use tombolo_kafka::produce::ProduceAck;
 use tombolo_kafka::{ErrorCode, KafkaError};
 use tombolo_proto::mirror::Outcome;
@@ -20,18 +19,7 @@ pub(super) fn of_answer(result: Result<ProduceAck, ErrorCode>, message: Option<&
 /// Of every batch of a request without an answer.
 pub(super) fn of_error(error: &KafkaError) -> Outcome {
     let reason = error.to_string();
-    match error.kind() {
-        KafkaErrorKind::Unsupported { .. } | KafkaErrorKind::Encode(_) => Outcome::Refused { reason },
-        KafkaErrorKind::Broker { code, .. } if is_final(*code) => Outcome::Refused { reason },
-        KafkaErrorKind::Broker { .. }
-        | KafkaErrorKind::Connection { .. }
-        | KafkaErrorKind::WriteRefused(_)
-        | KafkaErrorKind::Busy { .. }
-        | KafkaErrorKind::NoLeader
-        | KafkaErrorKind::UnknownBroker(_)
-        | KafkaErrorKind::Unreachable { .. }
-        | KafkaErrorKind::Answer(_) => Outcome::Doubt { reason },
-    }
+    if error.is_refusal(is_final) { Outcome::Refused { reason } } else { Outcome::Doubt { reason } }
 }
 
 /// Codes that say "not appended" and would say so again. What is not listed, codes newer than this list included, is

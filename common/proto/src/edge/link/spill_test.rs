@@ -322,6 +322,24 @@ fn darkness_goes_to_the_journal_and_drains_in_order_while_more_comes_in() {
 }
 
 #[test]
+fn what_a_partition_may_hold_in_the_dark_is_written_without_delay() {
+    let (mut site, fetch) = live();
+    site.feed(EdgeInput::Disconnected);
+    for base in 0..8 {
+        let outputs = site.fetched(fetch, &[base * 2]);
+        if outputs.iter().any(|output| matches!(output, EdgeOutput::PauseFetch { .. })) {
+            let window = site.link.status().window_bytes;
+            assert!(window < 4_000, "it holds a share of the window, not half of it: {window}");
+            let (_, frames) = spill(&outputs).expect("it is read no further until this is written");
+            let last = frames.last().and_then(|frame| frame.entries.last()).map(Entry::next_offset);
+            return assert_eq!(last, Some(base * 2 + 2));
+        }
+        assert_eq!(spill(&outputs), None, "more is to come soon");
+    }
+    panic!("it is read on and on");
+}
+
+#[test]
 fn a_full_journal_stops_fetching_says_so_once_and_goes_on_by_itself() {
     let (mut site, fetch) = live();
     site.feed(EdgeInput::Disconnected);
