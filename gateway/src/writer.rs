@@ -6,8 +6,8 @@
 //!
 //! One lane is filled before the next is used, so that requests carry batches of many partitions: what a batch of its own
 //! request costs a broker is many times what it costs in company. A partition stays with its lane for as long as it has
-//! batches there. A lane that waits is passed over, and what is sent again goes to the last one: a broker answers a
-//! connection in order, so a partition that cannot be written to holds up whatever shares its lane.
+//! batches there. A broker answers a connection in order, so a partition that cannot be written holds up whatever shares
+//! its lane: a lane that waits is passed over, and the partition goes to the last one until it was written.
 //!
 //! Must never: send a batch anywhere but to the leader that the partition's log end was read from; write without the
 //! lease, which the connection asks before each write.
@@ -15,8 +15,8 @@
 mod lane;
 mod outcome;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tombolo_kafka::produce::{self, ProduceAnswer, ProduceBatch};
-use tombolo_kafka::{Connection, KafkaError, TopicId};
+use tombolo_kafka::{Connection, ErrorCode, KafkaError, TopicId};
 use tombolo_proto::id::{MirrorId, Offset, Partition, TopicName};
 use tombolo_proto::mirror::Outcome;
 use tombolo_service::tasks::Tasks;
@@ -83,6 +83,8 @@ struct Context {
     cloud: LeasedCluster,
     settings: ProduceSettings,
     events: mpsc::Sender<Event>,
+    /// Partitions whose replicas did not follow when they were last written.
+    hanging: Arc<Mutex<HashSet<Place>>>,
 }
 
 impl Writers {
@@ -92,7 +94,7 @@ impl Writers {
         events: mpsc::Sender<Event>,
         tasks: Tasks,
     ) -> Self {
-        let context = Context { cloud, settings, events };
+        let context = Context { cloud, settings, events, hanging: Arc::default() };
         Self { context, tasks, lanes: BTreeMap::new() }
     }
 
@@ -100,10 +102,11 @@ impl Writers {
     pub(crate) fn write(&mut self, broker: i32, job: Job) {
         let settings = self.context.settings;
         let lanes = self.lanes.entry(broker).or_insert_with(|| vec![None; settings.connections_per_broker.max(1)]);
-        let slot = lane::choose(lanes, &job, settings.request_bytes, Instant::now());
+        let now = Instant::now();
+        let slot = lane::choose(lanes, job.place(), self.context.hangs(job.place()), settings.request_bytes, now);
         if let Some(place) = lanes.get_mut(slot) {
             let open = || open_lane(&self.context, &self.tasks, broker, slot);
-            place.get_or_insert_with(open).put(job);
+            place.get_or_insert_with(open).put(job, now);
         }
     }
 }
@@ -189,6 +192,35 @@ async fn run(lane: Arc<Lane>, context: Context, broker: i32) {
 }
 
 impl Context {
+    fn hangs(&self, place: Place) -> bool {
+        self.hanging().contains(&place)
+    }
+
+    /// Held for an instant only.
+    fn hanging(&self) -> MutexGuard<'_, HashSet<Place>> {
+        self.hanging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what a broker answered for partitions.
+    fn note_hanging(&self, jobs: &[Job], answers: &[ProduceAnswer]) {
+        let mut hanging = self.hanging();
+        for (job, answer) in jobs.iter().zip(answers) {
+            match answer.result {
+                Err(
+                    ErrorCode::REQUEST_TIMED_OUT
+                    | ErrorCode::NOT_ENOUGH_REPLICAS
+                    | ErrorCode::NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+                ) => {
+                    hanging.insert(job.place());
+                }
+                Ok(_) if !hanging.is_empty() => {
+                    hanging.remove(&job.place());
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
     fn send(&self, connection: &Connection, jobs: Vec<Job>, since: Instant) -> BoxFuture<'static, Sent> {
         let batches = jobs
             .iter()
@@ -211,6 +243,7 @@ impl Context {
         metrics::write_seconds(sent.since.elapsed());
         let outcomes: Vec<Outcome> = match &sent.result {
             Ok(answers) => {
+                self.note_hanging(&sent.jobs, answers);
                 answers.iter().map(|answer| outcome::of_answer(answer.result, answer.message.as_deref())).collect()
             }
             Err(error) => {

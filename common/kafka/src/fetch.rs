@@ -108,7 +108,7 @@ pub struct FetchSession {
     names: HashMap<TopicId, Arc<str>>,
     /// What the broker's session holds, while one is open.
     held: BTreeMap<Place, Wanted>,
-    /// Where the two may differ: a fetch of thousands of idle partitions must not cost what they are many.
+    /// Where the two may differ: of thousands of idle partitions only these are compared.
     changed: BTreeSet<Place>,
     session: Session,
     /// Where the next full request begins, so that no partition is always the last to be served.

@@ -14,8 +14,18 @@ use super::{Job, Place};
 
 /// What a batch weighs beyond its bytes: what a broker does for any batch takes it as long as so many bytes do, about.
 const BATCH_WEIGHT: usize = 16 << 10;
-/// A request that is not answered for so long waits for something: replicas that lag, or a disk.
+/// A request that is not answered for so long waits for something, replicas that lag or a disk; a batch that is not even
+/// sent for so long with nothing else on its way waits for a connection.
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// What a lane has to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Load {
+    /// It waits for its broker.
+    waits: bool,
+    /// Bytes of its batches, and what they weigh beyond those.
+    weight: usize,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Lane {
@@ -25,7 +35,8 @@ pub(super) struct Lane {
 
 #[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<Job>,
+    /// With when they came.
+    queue: VecDeque<(Instant, Job)>,
     /// Batches of each partition that are not answered, queued ones included.
     out: HashMap<Place, usize>,
     /// What they weigh.
@@ -40,12 +51,12 @@ impl Lane {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a batch and says so.
-    pub(super) fn put(&self, job: Job) {
+    /// Queues a batch that comes `now`, and says so.
+    pub(super) fn put(&self, job: Job, now: Instant) {
         let mut state = self.state();
         *state.out.entry(job.place()).or_default() += 1;
         state.weight += weight(&job);
-        state.queue.push_back(job);
+        state.queue.push_back((now, job));
         drop(state);
         self.ring();
     }
@@ -69,11 +80,12 @@ impl Lane {
         self.state().out.contains_key(&place)
     }
 
-    /// What all that is here weighs, in bytes; the most there can be where the connection waits for a broker.
-    pub(super) fn load(&self, now: Instant) -> usize {
+    /// How much is here; the less, the sooner what comes now is done.
+    pub(super) fn load(&self, now: Instant) -> Load {
         let state = self.state();
-        let waits = state.sent.front().is_some_and(|since| now.duration_since(*since) > PATIENCE);
-        if waits { usize::MAX } else { state.weight }
+        let oldest = state.sent.front().or_else(|| state.queue.front().map(|(since, _)| since));
+        let waits = oldest.is_some_and(|since| now.duration_since(*since) > PATIENCE);
+        Load { waits, weight: state.weight }
     }
 
     /// The next request: jobs in order, one of a partition, up to `bytes`. It names topics by id or by name, all of
@@ -86,7 +98,7 @@ impl Lane {
         let mut by_id = None;
         let mut jobs = Vec::new();
         let mut left = VecDeque::new();
-        while let Some(job) = state.queue.pop_front() {
+        while let Some((since, job)) = state.queue.pop_front() {
             let has_id = job.topic_id.is_some();
             let same = *by_id.get_or_insert(has_id) == has_id
                 && *ids.entry(job.mirror).or_insert(job.topic_id) == job.topic_id;
@@ -96,7 +108,7 @@ impl Lane {
                 jobs.push(job);
             } else {
                 // What follows of this partition must stay behind it.
-                left.push_back(job);
+                left.push_back((since, job));
                 if room == 0 {
                     break;
                 }
@@ -134,17 +146,17 @@ impl Lane {
 }
 
 /// Which of a leader's lanes a batch goes to: that of the batches before it, else the first that has less than `room` to
-/// do, else the one that has the least. What is sent again goes to the last.
-pub(super) fn choose(lanes: &[Option<Arc<Lane>>], job: &Job, room: usize, now: Instant) -> usize {
-    let holds = |lane: &Option<Arc<Lane>>| lane.as_ref().is_some_and(|lane| lane.holds(job.place()));
+/// do, else the one that has the least; the last, where the broker could not write the partition lately (`hangs`).
+pub(super) fn choose(lanes: &[Option<Arc<Lane>>], place: Place, hangs: bool, room: usize, now: Instant) -> usize {
+    let holds = |lane: &Option<Arc<Lane>>| lane.as_ref().is_some_and(|lane| lane.holds(place));
     if let Some(slot) = lanes.iter().position(holds) {
         return slot;
     }
-    if job.again {
+    if hangs {
         return lanes.len().saturating_sub(1);
     }
-    let loads = || lanes.iter().map(|lane| lane.as_ref().map_or(0, |lane| lane.load(now))).enumerate();
-    let roomy = loads().find(|(_, load)| *load < room);
+    let loads = || lanes.iter().map(|lane| lane.as_ref().map(|lane| lane.load(now)).unwrap_or_default()).enumerate();
+    let roomy = loads().find(|(_, load)| !load.waits && load.weight < room);
     roomy.or_else(|| loads().min_by_key(|(_, load)| *load)).map_or(0, |(slot, _)| slot)
 }
 

@@ -17,7 +17,7 @@ fn job(partition: Partition, ticket: u64, bytes: usize) -> Job {
 }
 
 fn put(lane: &Lane, jobs: impl IntoIterator<Item = Job>) {
-    jobs.into_iter().for_each(|job| lane.put(job));
+    jobs.into_iter().for_each(|job| lane.put(job, Instant::now()));
 }
 
 fn gathered(lane: &Lane, bytes: usize) -> Vec<(Partition, u64)> {
@@ -77,9 +77,13 @@ fn lanes(count: usize) -> Vec<Option<Arc<Lane>>> {
 
 /// Queues a job where it belongs.
 fn queue(lanes: &[Option<Arc<Lane>>], job: Job, now: Instant) -> usize {
-    let slot = choose(lanes, &job, ROOM, now);
-    lanes[slot].as_ref().unwrap().put(job);
+    let slot = chosen(lanes, job.partition, now);
+    lanes[slot].as_ref().unwrap().put(job, now);
     slot
+}
+
+fn chosen(lanes: &[Option<Arc<Lane>>], partition: Partition, now: Instant) -> usize {
+    choose(lanes, (MirrorId(0), partition), false, ROOM, now)
 }
 
 #[test]
@@ -87,7 +91,7 @@ fn a_lane_is_filled_before_the_next_is_used() {
     let (lanes, now) = (lanes(3), Instant::now());
     let slots: Vec<_> = (0..10).map(|partition| queue(&lanes, job(partition, 0, 0), now)).collect();
     assert_eq!(slots[..9], [0, 0, 0, 0, 1, 1, 1, 1, 2]);
-    assert_eq!(choose(&[None, None], &job(0, 0, 0), ROOM, now), 0);
+    assert_eq!(chosen(&[None, None], 0, now), 0);
 }
 
 #[test]
@@ -114,23 +118,47 @@ fn a_partition_stays_with_its_lane_until_it_has_nothing_there() {
     let second = lanes[1].as_ref().unwrap();
     let sent = second.gather(10);
     second.let_go(&sent);
-    assert_eq!(choose(&lanes, &job(4, 2, 0), ROOM, now), 1, "one of its two is there yet");
+    assert_eq!(chosen(&lanes, 4, now), 1, "one of its two is there yet");
     let sent = second.gather(10);
     second.let_go(&sent);
-    assert_eq!(choose(&lanes, &job(4, 2, 0), ROOM, now), 0);
+    assert_eq!(chosen(&lanes, 4, now), 0);
 }
 
 #[test]
-fn a_lane_that_waits_is_passed_over_and_what_is_sent_again_goes_to_the_last() {
+fn a_lane_that_waits_is_passed_over() {
     let (lanes, now) = (lanes(3), Instant::now());
     queue(&lanes, job(0, 0, 0), now);
     let first = lanes[0].as_ref().unwrap();
-    let sent = first.gather(10);
-    first.sent(now);
-    assert_eq!(choose(&lanes, &job(1, 0, 0), ROOM, now + PATIENCE), 0);
+    assert_eq!(chosen(&lanes, 1, now + PATIENCE), 0);
     let later = now + PATIENCE + Duration::from_millis(1);
-    assert_eq!(choose(&lanes, &job(1, 0, 0), ROOM, later), 1);
-    assert_eq!(choose(&lanes, &Job { again: true, ..job(1, 0, 0) }, ROOM, now), 2);
+    assert_eq!(chosen(&lanes, 1, later), 1, "it has no connection");
+    let sent = first.gather(10);
+    first.sent(later);
+    assert_eq!(chosen(&lanes, 1, later), 0);
+    let later = later + PATIENCE + Duration::from_millis(1);
+    assert_eq!(chosen(&lanes, 1, later), 1, "it has no answer");
     first.answered(&sent);
-    assert_eq!(choose(&lanes, &job(1, 0, 0), ROOM, later), 0);
+    assert_eq!(chosen(&lanes, 1, later), 0);
+}
+
+#[test]
+fn where_all_lanes_wait_the_one_with_the_least_to_do_is_used() {
+    let (lanes, now) = (lanes(2), Instant::now());
+    let later = now + PATIENCE + Duration::from_millis(1);
+    for (slot, partitions) in [(0, 0..3), (1, 3..5)] {
+        let lane = lanes[slot].as_ref().unwrap();
+        partitions.for_each(|partition| lane.put(job(partition, 0, 0), now));
+        lane.gather(10);
+        lane.sent(now);
+    }
+    assert_eq!(chosen(&lanes, 9, later), 1);
+}
+
+#[test]
+fn a_partition_that_hangs_goes_to_the_last_lane() {
+    let (lanes, now) = (lanes(3), Instant::now());
+    let chosen = |partition, hangs| choose(&lanes, (MirrorId(0), partition), hangs, ROOM, now);
+    assert_eq!((chosen(1, true), chosen(1, false)), (2, 0));
+    lanes[0].as_ref().unwrap().put(job(1, 0, 0), now);
+    assert_eq!(chosen(1, true), 0, "behind what is there");
 }

@@ -11,7 +11,7 @@ use crate::Run;
 use crate::contender::{self, Contender};
 use crate::load::Loaded;
 use crate::report::Report;
-use crate::suites::{RATE, catch_up, say};
+use crate::suites::{RATE, catch_up, first_round, say_run};
 
 const TRANSACTIONS: u64 = 100_000;
 /// Of them, what is caught up without the markers' right: that takes a transaction of the cloud for each.
@@ -33,8 +33,9 @@ pub(crate) async fn run(run: &Run) -> Report {
     );
     let mut report = Report::new("transactions", data);
     report.settings = contender::settings(run);
-    for number in 1..=run.runs {
-        say(&format!("run {number} of {}", run.runs));
+    report.settings.push(first_round());
+    for number in 0..=run.runs {
+        say_run(run, number);
         let by_transactions =
             contender::tombolo(run, &[(few.topic.clone(), few.partitions)]).link("skip", "transactions");
         let contenders = [
@@ -43,7 +44,7 @@ pub(crate) async fn run(run: &Run) -> Report {
             (Contender::MirrorMaker, Contender::MirrorMaker.name(), &loaded, None),
         ];
         for (contender, name, loaded, spec) in contenders {
-            if !run.takes(contender) {
+            if !run.takes(contender) || (number == 0 && name == BY_TRANSACTIONS) {
                 continue;
             }
             let mut row = catch_up(run, &source, loaded, contender, name, spec).await;
@@ -51,7 +52,7 @@ pub(crate) async fn run(run: &Run) -> Report {
             let offsets = row.figures.iter().find(|(figure, _)| *figure == RATE).map_or(f64::NAN, |(_, rate)| *rate);
             let each = if contender == Contender::Tombolo { 2.0 } else { 1.0 };
             row.figures.insert(0, (TRANSACTION_RATE, offsets / each));
-            report.rows.push(row);
+            report.rows.extend(Some(row).filter(|_| number > 0));
         }
     }
     let of_all = report.median(Contender::Tombolo.name(), TRANSACTION_RATE);

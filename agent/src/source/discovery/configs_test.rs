@@ -1,5 +1,7 @@
 //! What of a topic's configs is told.
 
+use tombolo_kafka::cluster::Partition;
+
 use super::*;
 
 fn config(name: &str, value: &str, source: ConfigSource) -> ConfigEntry {
@@ -39,4 +41,15 @@ fn tells_what_was_set_and_the_largest_batch() {
     let default = [config("max.message.bytes", "1048588", ConfigSource::Default)];
     let found = Told::of(&default);
     assert_eq!(found.configs, []);
+}
+
+#[test]
+fn a_source_topic_has_the_partitions_of_the_topic_and_the_configs_of_the_look() {
+    let partition = |id| Partition { id, leader: Some(1), leader_epoch: 0, error: None };
+    let partitions = (0..3).map(partition).collect();
+    let topic = Topic { name: "orders".into(), topic_id: Some([3; 16]), internal: false, partitions, error: None };
+    let told = Told::of(&[config("retention.ms", "5", ConfigSource::Topic)]);
+    let found = told.source_topic(&topic);
+    assert_eq!((found.partitions, found.topic_id, found.retention.ms), (3, Some([3; 16]), Some(5)));
+    assert_eq!(found.configs.len(), 1);
 }

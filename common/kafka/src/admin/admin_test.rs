@@ -152,7 +152,7 @@ async fn configs_that_are_what_they_were_are_not_told_again() {
 }
 
 #[tokio::test]
-async fn a_change_to_an_answer_that_does_not_fit_is_an_error() {
+async fn configs_of_another_resource_are_an_error() {
     let (connection, mut broker) = testing::connection();
     let resources = [ConfigResource::Topic("a".into())];
     let answer = DescribeConfigsResponse::default().with_results(vec![configs("b", "1")]);

@@ -149,6 +149,63 @@ async fn dropped_fetch_starts_over() {
 }
 
 #[tokio::test]
+async fn changes_around_a_dropped_fetch_are_known_to_the_next_sessions() {
+    let (mut session, mut broker) = session(3, true);
+    turn(&mut session, &mut broker, granting(42, &[0, 1, 2])).await;
+    session.remove("t", 0);
+    tokio::select! {
+        biased;
+        fetched = session.fetch() => panic!("nobody answered: {fetched:?}"),
+        asked = broker.asked::<FetchRequest>() => {
+            assert_eq!(said(&asked), (42, 1, vec![], vec![0]));
+            let late = testing::encode_answer::<FetchRequest>(asked.version, asked.correlation, &granting(42, &[]));
+            broker.send(&late).await;
+        }
+    }
+    session.remove("t", 1);
+    let (asked, _) = turn(&mut session, &mut broker, granting(43, &[2])).await;
+    assert_eq!(said(&asked), (42, FIRST_EPOCH, vec![(2, 0)], vec![]));
+    session.add(&Arc::from("t"), Some(ID), 0, position(7));
+    let (asked, _) = turn(&mut session, &mut broker, granting(43, &[])).await;
+    assert_eq!(said(&asked), (43, 1, vec![(0, 7)], vec![]), "the old session's partitions are not this one's");
+}
+
+#[tokio::test]
+async fn what_comes_and_goes_between_two_fetches_is_told_as_it_ends() {
+    let (mut session, mut broker) = session(2, true);
+    turn(&mut session, &mut broker, granting(42, &[0, 1])).await;
+    session.remove("t", 0);
+    session.add(&Arc::from("t"), Some(ID), 0, position(0));
+    session.remove("t", 1);
+    session.add(&Arc::from("t"), Some(ID), 1, position(4));
+    session.add(&Arc::from("t"), Some(ID), 2, position(0));
+    session.remove("t", 2);
+    let (asked, fetched) = turn(&mut session, &mut broker, granting(42, &[0])).await;
+    assert_eq!(said(&asked), (42, 1, vec![(1, 4)], vec![]));
+    assert_eq!(fetched, [0], "it was never gone");
+}
+
+#[tokio::test]
+async fn a_topic_has_its_newer_id_only() {
+    let (mut session, mut broker) = session(2, true);
+    turn(&mut session, &mut broker, granting(42, &[0, 1])).await;
+    let new = [8; 16];
+    for partition in 0..2 {
+        session.add(&Arc::from("t"), Some(new), partition, position(0));
+    }
+    let fetch = async |session: &mut FetchSession, broker: &mut Script, id: TopicId| {
+        let partition = PartitionData::default().with_partition_index(1).with_records(Some(Bytes::new()));
+        let topic = FetchableTopicResponse::default().with_topic_id(topic_id(id)).with_partitions(vec![partition]);
+        let answer = FetchResponse::default().with_session_id(43).with_responses(vec![topic]);
+        tokio::join!(session.fetch(), broker.turn::<FetchRequest>(|_| answer)).0
+    };
+    let fetched = fetch(&mut session, &mut broker, new).await.unwrap();
+    assert_eq!((&*fetched[0].topic, fetched[0].partition), ("t", 1));
+    let error = fetch(&mut session, &mut broker, ID).await.unwrap_err();
+    assert!(matches!(error.kind(), crate::error::KafkaErrorKind::Answer(AnswerError::Unasked)), "{error}");
+}
+
+#[tokio::test]
 async fn partition_not_asked_for_is_an_error() {
     for stranger in [5, 0] {
         let (mut session, mut broker) = session(1, true);

@@ -64,6 +64,9 @@ impl OpenMirror {
     }
 }
 
+/// Confirms are told at most so often: each message costs both sides a packet, and what it frees is not waited for.
+const CONFIRM_EVERY: Time = Time::from_millis(2);
+
 /// The open session.
 #[derive(Debug)]
 pub(super) struct Open {
@@ -80,6 +83,10 @@ pub(super) struct Open {
     passed_over: BTreeSet<TopicName>,
     held_bytes: usize,
     unconfirmed: BTreeSet<Key>,
+    /// Before which no confirm is told.
+    confirm_due: Time,
+    /// Of the last input.
+    now: Time,
     timeouts: BTreeMap<Key, Time>,
     /// When log starts are to be moved up next.
     trims: BTreeMap<Key, Time>,
@@ -118,6 +125,8 @@ impl Open {
             passed_over: BTreeSet::new(),
             held_bytes: 0,
             unconfirmed: BTreeSet::new(),
+            confirm_due: Time::ZERO,
+            now: Time::ZERO,
             timeouts: BTreeMap::new(),
             trims: BTreeMap::new(),
         };
@@ -134,7 +143,8 @@ impl Open {
     pub(super) fn next_timeout(&self) -> Option<(Time, &'static str)> {
         let due = |timeouts: &BTreeMap<Key, Time>, what| timeouts.values().min().map(|&at| (at, what));
         let (log_end, log_start) = (due(&self.timeouts, "read a log end"), due(&self.trims, "move a log start up"));
-        log_end.into_iter().chain(log_start).min()
+        let confirm = (!self.unconfirmed.is_empty()).then_some((self.confirm_due, "confirm"));
+        log_end.into_iter().chain(log_start).chain(confirm).min()
     }
 
     pub(super) fn handle(
@@ -143,6 +153,7 @@ impl Open {
         now: Time,
         out: &mut VecDeque<CloudOutput>,
     ) -> Result<(), Breach> {
+        self.now = now;
         match input {
             CloudInput::Message(message) => return self.message(message.body, now, out),
             CloudInput::Frame(frame) => return self.frame(frame, now, out),
@@ -196,8 +207,12 @@ impl Open {
         Ok(())
     }
 
-    /// Tells the agent what was confirmed since the last call.
+    /// Tells the agent what was confirmed since it was told last, unless that was just now.
     pub(super) fn flush_confirms(&mut self, out: &mut VecDeque<CloudOutput>) {
+        if self.unconfirmed.is_empty() || self.now < self.confirm_due {
+            return;
+        }
+        self.confirm_due = self.now + CONFIRM_EVERY;
         let dirty = std::mem::take(&mut self.unconfirmed);
         let mut entries = Vec::with_capacity(dirty.len().min(MAX_ENTRIES));
         for (id, partition) in dirty {

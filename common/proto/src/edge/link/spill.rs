@@ -30,7 +30,7 @@ const LOAD_BYTES: usize = 512 << 10;
 const MAX_LOADS: usize = 4;
 /// Before a full journal is tried again.
 const FULL_PAUSE: Time = Time::from_secs(1);
-/// While partitions wait for room and the link is up, a batch goes to the journal after this part of the spill delay.
+/// While partitions wait for room, a batch goes to the journal after this part of the spill delay.
 const PRESSURE: u32 = 4;
 
 /// What the journal is doing.
@@ -275,17 +275,18 @@ impl EdgeLink {
         // A partition that holds its share is read no further, and the window need not be full for that.
         let full = if self.is_open() { self.window.free() == 0 } else { !self.throttled.is_empty() };
         let JournalPhase::Idle { due: Some(due), pressed } = self.journal.phase else { return };
-        if now < due && (!full || pressed) {
+        // In the dark nothing will be confirmed, and little is read before there is room. A quarter of the window is worth
+        // a commit: one partition that holds its share has a third of it, many have half.
+        let worth = SPILL_BYTES.min(self.window.free() / 3);
+        let at_once = full && !self.is_open() && self.window.used() >= worth;
+        let sooner = if at_once { self.journal.trouble.is_none() } else { full && !pressed };
+        if now < due && !sooner {
             return;
         }
-        let delay = if !full {
-            self.config.spill_delay
-        } else if self.is_open() || self.window.used() < self.window.free() / 3 {
-            self.config.spill_delay / PRESSURE
-        } else {
-            // Nothing will be confirmed, little is read before there is room, and a quarter of the window is worth a
-            // commit: one partition that holds its share has a third of it, many have half.
-            Time::ZERO
+        let delay = match (at_once, full) {
+            (true, _) => Time::ZERO,
+            (false, true) => self.config.spill_delay / PRESSURE,
+            (false, false) => self.config.spill_delay,
         };
         let since = |partition: &EdgePartition| partition.unsafe_since();
         let oldest = self.mirrors.values().flat_map(|mirror| &mirror.partitions).filter_map(since).min();
