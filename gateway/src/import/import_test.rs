@@ -192,7 +192,9 @@ impl Cloud {
         let limits = CarrierLimits { max_frame: MAX_FRAME, open_deadline: wait, frame_deadline: wait };
         let mut streams = carrier.open(limits, &tasks).await.unwrap();
         let mut outbox: VecDeque<Bytes> = VecDeque::new();
+        let start = tokio::time::Instant::now();
         loop {
+            let due = self.link.next_timeout().map(|(at, _)| start + at);
             let input = tokio::select! {
                 Some(message) = streams.messages.recv() => CloudInput::Message(message.unwrap()),
                 Some(frame) = streams.frames.recv() => CloudInput::Frame(frame.unwrap()),
@@ -200,11 +202,12 @@ impl Cloud {
                     place.send(outbox.pop_front().unwrap());
                     continue;
                 }
+                () = tokio::time::sleep_until(due.unwrap_or(start)), if due.is_some() => CloudInput::Timeout,
                 _ = carrier.closed() => return,
             };
             let mut inputs = VecDeque::from([input]);
             while let Some(input) = inputs.pop_front() {
-                self.link.handle(input, Time::from_secs(1));
+                self.link.handle(input, start.elapsed());
                 self.most_held = self.most_held.max(self.link.status().held_bytes);
                 while let Some(output) = self.link.poll_output() {
                     match output {
