@@ -62,8 +62,13 @@ fn gaps_are_skipped_and_confirmed() {
     assert!(matches!(outputs[0], CloudOutput::Skip { ticket: 1, offset: 13, count: 4, .. }));
     assert_eq!(confirms(&outputs), [PartitionOffset { mirror: 0, partition: 0, offset: 13, run: 1, log_start: None }]);
     let outputs = feed(&mut session, skipped(1, 17), LATER);
-    assert_eq!(confirms(&outputs), [PartitionOffset { mirror: 0, partition: 0, offset: 17, run: 1, log_start: None }]);
+    assert_eq!(confirms(&outputs), [], "so soon after the last");
     assert_eq!(session.status().held_bytes, 0);
+    let (due, _) = session.next_timeout().expect("it is told later");
+    assert!(due > LATER, "{due:?}");
+    let outputs = feed(&mut session, CloudInput::Timeout, due);
+    assert_eq!(confirms(&outputs), [PartitionOffset { mirror: 0, partition: 0, offset: 17, run: 1, log_start: None }]);
+    assert_eq!(session.next_timeout(), None);
 }
 
 #[test]
