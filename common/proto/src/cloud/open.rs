@@ -212,25 +212,22 @@ impl Open {
         if self.unconfirmed.is_empty() || self.now < self.confirm_due {
             return;
         }
-        self.confirm_due = self.now + CONFIRM_EVERY;
-        let dirty = std::mem::take(&mut self.unconfirmed);
-        let mut entries = Vec::with_capacity(dirty.len().min(MAX_ENTRIES));
-        for (id, partition) in dirty {
+        let mut entries = Vec::with_capacity(self.unconfirmed.len());
+        for (id, partition) in std::mem::take(&mut self.unconfirmed) {
             let Some(open) = self.mirror(id).and_then(|mirror| mirror.partition(partition)) else {
                 continue;
             };
             // Where it has none, a position follows that tells more.
-            if !open.mirror.is_told() {
-                continue;
-            }
-            let (offset, run) = (open.mirror.progress().confirmed, open.mirror.run());
-            entries.push(PartitionOffset { mirror: id.0, partition, offset, run, log_start: None });
-            if entries.len() == MAX_ENTRIES {
-                send(out, CloudBody::Confirm(Positions { entries: std::mem::take(&mut entries) }));
+            if open.mirror.is_told() {
+                let (offset, run) = (open.mirror.progress().confirmed, open.mirror.run());
+                entries.push(PartitionOffset { mirror: id.0, partition, offset, run, log_start: None });
             }
         }
         if !entries.is_empty() {
-            send(out, CloudBody::Confirm(Positions { entries }));
+            self.confirm_due = self.now + CONFIRM_EVERY;
+        }
+        for entries in entries.chunks(MAX_ENTRIES) {
+            send(out, CloudBody::Confirm(Positions { entries: entries.to_vec() }));
         }
     }
 
