@@ -1,3 +1,5 @@
+//! What goes into a request, and which lane a batch goes to.
+
 use bytes::Bytes;
 use tombolo_proto::id::{Partition, TopicName};
 
