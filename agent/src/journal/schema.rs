@@ -28,8 +28,10 @@ pub(super) const FRAMES: TableDefinition<'static, (&str, Partition, u64, Offset)
     TableDefinition::new("frames");
 pub(super) const RANGES: TableDefinition<'static, (&str, Partition), RangeTuple> = TableDefinition::new("ranges");
 
-/// Sizes of rows: what is left of 8, 4, 2 and 1 pages of 4 KiB. The rest of a stream is a row as it is.
-const ROWS: [usize; 4] = [32_500, 16_200, 8_000, 3_900];
+/// Sizes of rows: what is left of 64, 32, 16, 8, 4, 2 and 1 pages of 4 KiB. The rest of a stream is a row as it is.
+const ROWS: [usize; 7] = [262_000, 131_000, 65_300, SMALL_ROW, 16_200, 8_000, 3_900];
+/// Largest row where frames are small: whoever reads a frame reads the rows it lies in.
+const SMALL_ROW: usize = 32_500;
 
 /// [`RangeRow`] as redb has it.
 pub(super) type RangeTuple = (u64, u128, Offset, Offset, Offset, i32, u64);
@@ -179,9 +181,15 @@ impl FrameRow {
     }
 }
 
-/// Size of the next row of a stream of which `left` bytes are to be written.
-pub(super) fn row_bytes(left: usize) -> usize {
-    ROWS.into_iter().find(|row| *row <= left).unwrap_or(left)
+/// Largest row of a stream of frames of this size: a row holds one of them, or they are small. Large rows are fewer and
+/// longer writes.
+pub(super) fn largest_row(frame_bytes: usize) -> usize {
+    frame_bytes.max(SMALL_ROW)
+}
+
+/// Size of the next row of a stream of which `left` bytes are to be written, at most `largest`.
+pub(super) fn row_bytes(left: usize, largest: usize) -> usize {
+    ROWS.into_iter().find(|row| *row <= left.min(largest)).unwrap_or(left)
 }
 
 #[cfg(test)]
@@ -224,12 +232,17 @@ mod tests {
 
     #[test]
     fn rows_fill_pages() {
-        let mut left = 70_000;
-        let mut rows = Vec::new();
-        while left > 0 {
-            rows.push(row_bytes(left));
-            left -= row_bytes(left);
-        }
-        assert_eq!(rows, [32_500, 32_500, 3_900, 1_100]);
+        let rows = |mut left: usize, frame_bytes| {
+            let mut rows = Vec::new();
+            while left > 0 {
+                rows.push(row_bytes(left, largest_row(frame_bytes)));
+                left -= row_bytes(left, largest_row(frame_bytes));
+            }
+            rows
+        };
+        assert_eq!(rows(70_000, 1_000), [32_500, 32_500, 3_900, 1_100]);
+        assert_eq!(rows(70_000, 70_000), [65_300, 3_900, 800]);
+        assert_eq!(rows(600_000, 200_000), [131_000, 131_000, 131_000, 131_000, 65_300, 8_000, 2_700]);
+        assert_eq!(rows(600_000, 600_000), [262_000, 262_000, 65_300, 8_000, 2_700]);
     }
 }

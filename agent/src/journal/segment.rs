@@ -17,12 +17,14 @@ use tombolo_proto::id::{Offset, Partition, TopicName};
 use super::disk::Disk;
 use super::gauge::{Extent, Gauge};
 use super::schema::{
-    DATA, FORMAT, FORMAT_KEY, FORMAT_WITHOUT_GAPS, FRAMES, FrameRow, META, RANGES, RangeRow, RunKey, row_bytes,
+    DATA, FORMAT, FORMAT_KEY, FORMAT_WITHOUT_GAPS, FRAMES, FrameRow, META, RANGES, RangeRow, RunKey, largest_row,
+    row_bytes,
 };
 use super::store::{StoreError, contained, corrupt};
 
-/// redb's cache of the file that is written. Pages of one commit beyond it are written before the commit.
-const WRITER_CACHE: usize = 1 << 20;
+/// redb's cache of the file that is written. Pages of one commit beyond a half of it are written before the commit, and
+/// read again for their checksums: it takes a commit of 2 MiB.
+const WRITER_CACHE: usize = 6 << 20;
 /// redb's cache of a file that is read: a few inner pages and what is being read.
 const READER_CACHE: usize = 256 << 10;
 /// Length of a file with nothing in it.
@@ -106,7 +108,7 @@ impl Writer {
                 transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
             }
             let end = write_frames(&transaction, self.position, entries)?;
-            write_bodies(&transaction, self.position, entries)?;
+            write_bodies(&transaction, &self.extent, self.position, entries)?;
             let mut table = transaction.open_table(RANGES)?;
             for (topic, partition, row) in ranges {
                 table.insert((topic.as_str(), partition), row.to_tuple())?;
@@ -173,23 +175,36 @@ fn write_frames(transaction: &WriteTransaction, mut position: u64, entries: &[En
     Ok(position)
 }
 
-fn write_bodies(transaction: &WriteTransaction, mut position: u64, entries: &[Entry<'_>]) -> Result<(), StoreError> {
+fn write_bodies(
+    transaction: &WriteTransaction,
+    extent: &Extent,
+    mut position: u64,
+    entries: &[Entry<'_>],
+) -> Result<(), StoreError> {
     let mut table = transaction.open_table(DATA)?;
     let mut left: usize = entries.iter().map(|entry| entry.packed.body_bytes()).sum();
-    let mut row = Vec::with_capacity(row_bytes(left));
-    let mut wanted = row_bytes(left);
+    let of_frames = largest_row(left / entries.len().max(1));
+    // Where a page takes less than half of the file, redb doubles it as it grows; see `fits`.
+    let of_file = || usize::try_from(extent.length() / 4).unwrap_or(usize::MAX);
+    let mut wanted = row_bytes(left, of_frames.min(of_file()));
+    let mut row = Vec::new();
     for mut piece in entries.iter().flat_map(|entry| &entry.packed.body).map(AsRef::<[u8]>::as_ref) {
         while !piece.is_empty() {
             let (taken, rest) = piece.split_at(piece.len().min(wanted - row.len()));
-            row.extend_from_slice(taken);
             piece = rest;
-            if row.len() == wanted {
+            if taken.len() < wanted {
+                row.extend_from_slice(taken);
+                if row.len() < wanted {
+                    continue;
+                }
                 table.insert(position, row.as_slice())?;
-                position += wanted as u64;
-                left -= wanted;
                 row.clear();
-                wanted = row_bytes(left);
+            } else {
+                table.insert(position, taken)?;
             }
+            position += wanted as u64;
+            left -= wanted;
+            wanted = row_bytes(left, of_frames.min(of_file()));
         }
     }
     Ok(())

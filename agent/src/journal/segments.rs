@@ -42,7 +42,7 @@ pub struct Limits {
     pub segment_bytes: u64,
 }
 
-/// Frames in a folder of redb files. Memory: some 100 bytes for each partition in each segment, about 1 MiB of cache for
+/// Frames in a folder of redb files. Memory: some 100 bytes for each partition in each segment, 6 MiB of cache for
 /// the file that is written, 256 KiB for each of at most four that are read.
 #[derive(Debug)]
 pub struct SegmentJournal<D: Disk = Folder> {
