@@ -19,12 +19,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-
+use tikv_jemallocator::Jemalloc;
 use tombolo_tests::rig::RigSpec;
 use toml::Value;
 
 use crate::contender::Contender;
 use crate::report::Report;
+
+/// The daemons' own: what runs in this process, copier and journal by itself, shall not differ in that.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 #[derive(Debug, Parser)]
 #[command(name = "bench", max_term_width = 100)]

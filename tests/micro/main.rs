@@ -10,21 +10,25 @@ use std::io::Write as _;
 use bytes::{Bytes, BytesMut};
 use divan::Bencher;
 use divan::counter::BytesCount;
-use tombolo_agent::journal::{Journal, JournalFrame, Limits, SegmentJournal};
+use tikv_jemallocator::Jemalloc;
+use tombolo_agent::journal::Journal as _;
 use tombolo_kafka::records::{Record, Writer, encode_batch};
 use tombolo_proto::batch::{Batch, Stamp, split};
 use tombolo_proto::frame::{Entry, FrameHeader, FrameLimits, HEADER_BYTES, Packed};
-use tombolo_proto::id::{MirrorId, TopicName};
+use tombolo_proto::id::MirrorId;
 
 /// Bytes of a fetch answer of one partition.
 const ANSWER: usize = 256 << 10;
 /// Records of a batch: a single one, a batch of some kB, one of 100 kB.
 const RECORDS: [usize; 3] = [1, 16, 512];
 const RECORD_BYTES: usize = 200;
-const PARTITIONS: i32 = 6;
 /// What the agent hands to the journal at a time.
 const COMMIT_BYTES: usize = 2 << 20;
 const LIMITS: FrameLimits = FrameLimits { max_bytes: 2 << 20 };
+
+/// The daemons' own.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() {
     divan::main();
@@ -138,38 +142,18 @@ fn decode(bencher: Bencher<'_, '_>, records: usize) {
 /// The journal on the disk of the temporary folder.
 #[divan::bench_group(sample_count = 30, sample_size = 1)]
 mod journal {
+    use tombolo_tests::commits::{Commits, PARTITIONS, journal};
+
     use super::*;
 
-    /// A commit: a few batches of each partition, from this offset on; the offset after them.
-    fn frames(from: i64) -> (Vec<JournalFrame>, i64) {
-        let topic = TopicName::new("plant.line-3").expect("a name that Kafka takes");
-        let (mut entries, mut next, mut bytes) = (Vec::new(), from, 0);
-        while bytes * usize::try_from(PARTITIONS).expect("small") < COMMIT_BYTES {
-            let batch = batch(next, 512);
-            next = batch.next_offset();
-            bytes += batch.len();
-            entries.push(Entry::Batch(batch));
-        }
-        let packed = Packed::new(&entries);
-        let frame =
-            |partition| JournalFrame { topic: topic.clone(), topic_id: None, partition, packed: packed.clone() };
-        ((0..PARTITIONS).map(frame).collect(), next)
-    }
-
-    fn bytes(frames: &[JournalFrame]) -> usize {
-        frames.iter().map(|frame| frame.packed.body_bytes()).sum()
-    }
-
-    fn open(folder: &std::path::Path) -> SegmentJournal {
-        let limits = Limits { max_bytes: 4 << 30, segment_bytes: 256 << 20 };
-        SegmentJournal::open(folder, limits).expect("an empty folder").0
-    }
+    /// Commits that are read again.
+    const DRAINED: usize = 30;
 
     /// The same bytes at the end of a file, made durable.
     #[divan::bench]
     fn plain_append(bencher: Bencher<'_, '_>) {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let block = vec![7_u8; bytes(&frames(0).0)];
+        let block = vec![7_u8; Commits::new(COMMIT_BYTES).bytes()];
         let mut file = File::create(folder.path().join("plain")).expect("a file");
         bencher.counter(BytesCount::new(block.len())).bench_local(|| {
             file.write_all(&block).expect("room");
@@ -181,16 +165,11 @@ mod journal {
     #[divan::bench]
     fn append(bencher: Bencher<'_, '_>) {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut journal = open(folder.path());
-        let mut next = 0;
-        let size = bytes(&frames(0).0);
+        let mut journal = journal(folder.path());
+        let mut commits = Commits::new(COMMIT_BYTES);
         bencher
-            .counter(BytesCount::new(size))
-            .with_inputs(|| {
-                let (frames, after) = frames(next);
-                next = after;
-                frames
-            })
+            .counter(BytesCount::new(commits.bytes()))
+            .with_inputs(|| commits.next_frames())
             .bench_local_values(|frames| journal.append(&frames).expect("room"));
     }
 
@@ -198,19 +177,18 @@ mod journal {
     #[divan::bench]
     fn drain(bencher: Bencher<'_, '_>) {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut journal = open(folder.path());
-        let (mut next, mut written) = (0, 0);
-        for _ in 0..30 {
-            let (frames, after) = frames(next);
-            journal.append(&frames).expect("room");
-            (next, written) = (after, written + bytes(&frames));
+        let mut journal = journal(folder.path());
+        let mut commits = Commits::new(COMMIT_BYTES);
+        for _ in 0..DRAINED {
+            journal.append(&commits.next_frames()).expect("room");
         }
-        let topic = TopicName::new("plant.line-3").expect("a name that Kafka takes");
+        let written = commits.bytes() * DRAINED;
+        let topic = commits.topic();
         bencher.counter(BytesCount::new(written)).bench_local(|| {
             for partition in 0..PARTITIONS {
                 let mut offset = 0;
                 while let Some(last) =
-                    journal.read(&topic, partition, offset, COMMIT_BYTES).expect("a sound journal").last()
+                    journal.read(topic, partition, offset, COMMIT_BYTES).expect("a sound journal").last()
                 {
                     offset = last.next_offset;
                 }

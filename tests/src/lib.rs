@@ -4,6 +4,7 @@
 //! - [`broker`]: Kafka from Maven, KRaft clusters on loopback ports, and what may happen to them.
 //! - [`process`]: the daemons as processes; [`log_guard`] reads what they logged.
 //! - [`rig`]: a whole link of an agent and a gateway, with certificates and settings.
+//! - [`commits`]: what the journal is given, for benchmarks.
 //! - [`mirror_maker`]: what benchmarks compare tombolo with.
 //! - [`lossy_link`]: a UDP forwarder that delays, loses, reorders, duplicates, goes dark and changes addresses.
 //! - [`producer`]: what a site's applications write; [`transactions`]: the same in transactions.
@@ -15,6 +16,7 @@
 
 pub mod broker;
 pub mod child;
+pub mod commits;
 pub mod compare;
 pub mod consumer;
 pub mod image;

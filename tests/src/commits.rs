@@ -1,0 +1,69 @@
+//! What an agent hands to its journal while the link is down, for benchmarks of the journal by itself.
+
+use std::path::Path;
+
+use tombolo_agent::journal::{JournalFrame, Limits, SegmentJournal};
+use tombolo_proto::frame::{Entry, Packed};
+use tombolo_proto::id::TopicName;
+use tombolo_proto::testing::BatchBuilder;
+
+/// Partitions that a commit has a frame of.
+pub const PARTITIONS: i32 = 6;
+/// Bytes of a batch.
+const BATCH_BYTES: usize = 16 << 10;
+/// Codec zstd, so that frames are not compressed again.
+const COMPRESSED: u16 = 4;
+const LIMITS: Limits = Limits { max_bytes: 8 << 30, segment_bytes: 256 << 20 };
+
+/// Commits one after the other: a frame of each partition, as large as the batches in it.
+#[derive(Debug)]
+pub struct Commits {
+    topic: TopicName,
+    packed: Packed,
+}
+
+impl Commits {
+    /// Commits of about so many bytes, at least a batch of each partition.
+    pub fn new(bytes: usize) -> Self {
+        let share = bytes / usize::try_from(PARTITIONS).expect("positive");
+        let payload = BATCH_BYTES - BatchBuilder::new(0).bytes().len();
+        let entries: Vec<Entry> = (0..(share / BATCH_BYTES).max(1))
+            .map(|number| {
+                let offset = i64::try_from(number).expect("few");
+                let fill = u8::try_from(number % 251).expect("below 251");
+                Entry::Batch(BatchBuilder::new(offset).attributes(COMPRESSED).payload(payload).fill(fill).build())
+            })
+            .collect();
+        Self { topic: TopicName::new("plant.line-3").expect("a name that Kafka takes"), packed: Packed::new(&entries) }
+    }
+
+    /// The topic of all frames.
+    pub fn topic(&self) -> &TopicName {
+        &self.topic
+    }
+
+    /// Bytes of the bodies of one commit.
+    pub fn bytes(&self) -> usize {
+        self.packed.body_bytes() * usize::try_from(PARTITIONS).expect("positive")
+    }
+
+    /// The next commit. A journal does not look into bodies: they are the same ones at later offsets.
+    pub fn next_frames(&mut self) -> Vec<JournalFrame> {
+        let packed = self.packed.clone();
+        let count = packed.next_offset - packed.first_offset;
+        self.packed.first_offset += count;
+        self.packed.next_offset += count;
+        for batch in &mut self.packed.tail {
+            batch.base_offset += count;
+            batch.last_offset += count;
+        }
+        let frame =
+            |partition| JournalFrame { topic: self.topic.clone(), topic_id: None, partition, packed: packed.clone() };
+        (0..PARTITIONS).map(frame).collect()
+    }
+}
+
+/// A new journal, with files as large as the settings have them.
+pub fn journal(folder: &Path) -> SegmentJournal {
+    SegmentJournal::open(folder, LIMITS).expect("an empty folder").0
+}
