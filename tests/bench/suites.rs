@@ -45,13 +45,24 @@ async fn race(
     report.settings.push(first_round());
     for number in 0..=run.runs {
         say_run(run, number);
-        for contender in run.contenders() {
-            for loaded in loaded {
-                let row = catch_up(run, source, loaded, contender, &name(contender, loaded), None).await;
-                report.rows.extend(Some(row).filter(|_| number > 0));
-            }
+        let rows = round(run, source, loaded, name).await;
+        report.rows.extend(rows.into_iter().filter(|_| number > 0));
+    }
+}
+
+async fn round(
+    run: &Run,
+    source: &KafkaCluster,
+    loaded: &[&Loaded],
+    name: fn(Contender, &Loaded) -> String,
+) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for contender in run.contenders() {
+        for loaded in loaded {
+            rows.push(catch_up(run, source, loaded, contender, &name(contender, loaded), None).await);
         }
     }
+    rows
 }
 
 fn first_round() -> (String, String) {
