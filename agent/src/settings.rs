@@ -37,8 +37,9 @@ pub struct Settings {
     pub log: LogSettings,
 }
 
-/// What the process takes beside its budgets: code, threads, TLS, the tables of thousands of partitions.
-const BASE_MEMORY: usize = 20 << 20;
+/// What the process takes beside its budgets: code, threads, TLS, the tables of thousands of partitions, the journal's
+/// caches.
+const BASE_MEMORY: usize = 24 << 20;
 
 /// Answers of one source broker in memory: one that is being read, one that is being taken in.
 const ANSWERS: usize = 2;
@@ -46,7 +47,7 @@ const ANSWERS: usize = 2;
 const LEAST_FETCH: usize = 16 << 10;
 
 /// Byte budgets. What the process needs is about `window` + leaders x 2 x `fetch` + 2 x `max_frame` + `link.send_window` +
-/// 20 MiB, and for that `memory.limit` has room: with many leaders each is asked for less than `fetch`. The first batch of
+/// 24 MiB, and for that `memory.limit` has room: with many leaders each is asked for less than `fetch`. The first batch of
 /// an answer comes whole all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySettings {

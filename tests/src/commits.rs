@@ -15,7 +15,8 @@ const BATCH_BYTES: usize = 16 << 10;
 const COMPRESSED: u16 = 4;
 const LIMITS: Limits = Limits { max_bytes: 8 << 30, segment_bytes: 256 << 20 };
 
-/// Commits one after the other: a frame of each partition, as large as the batches in it.
+/// Commits one after the other, with a frame of each partition. Batches count as compressed by their producer, so a frame
+/// is not smaller than they are.
 #[derive(Debug)]
 pub struct Commits {
     topic: TopicName,

@@ -53,10 +53,23 @@ fn workload() -> &'static [Step] {
     })
 }
 
-/// Runs the workload until something fails; answers the append that may or may not have been written.
-fn run(journal: &mut SegmentJournal<CrashDisk>, model: &mut Model) -> Result<(), Option<&'static [JournalFrame]>> {
+/// Commits of so much of a partition that rows are as large as the file takes.
+fn large_rows() -> &'static [Step] {
+    static STEPS: OnceLock<Vec<Step>> = OnceLock::new();
+    STEPS.get_or_init(|| {
+        let append = |at| Step::Append(vec![sized("t", 0, at, 1, 500), sized("t", 1, at, 3, 200_000)]);
+        vec![append(0), Step::Append(vec![sized("t", 1, 3, 1, 500_000), sized("t", 2, 0, 1, 700)])]
+    })
+}
+
+/// Runs a workload until something fails; answers the append that may or may not have been written.
+fn run(
+    journal: &mut SegmentJournal<CrashDisk>,
+    model: &mut Model,
+    steps: &'static [Step],
+) -> Result<(), Option<&'static [JournalFrame]>> {
     let trimmed = |(partition, offset): &(Partition, Offset)| (topic("t"), *partition, *offset);
-    for step in workload() {
+    for step in steps {
         match step {
             Step::Append(frames) => {
                 journal.append(frames).map_err(|_| Some(frames.as_slice()))?;
@@ -122,12 +135,12 @@ fn verify(disk: CrashDisk, outcomes: &[Model], context: &str) {
 }
 
 /// Runs the workload on a disk with a fault; answers the disk and what it should hold.
-fn run_with(fault: Fault) -> (CrashDisk, Vec<Model>) {
+fn run_with(fault: Fault, steps: &'static [Step]) -> (CrashDisk, Vec<Model>) {
     let disk = CrashDisk::new();
     disk.fault(fault);
     let mut model = Model::default();
     let doubtful = match SegmentJournal::open_on(disk.clone(), LIMITS) {
-        Ok((mut journal, _)) => match run(&mut journal, &mut model) {
+        Ok((mut journal, _)) => match run(&mut journal, &mut model, steps) {
             Ok(()) => None,
             Err(doubtful) => {
                 assert_keeps_failing(&mut journal, fault);
@@ -149,8 +162,8 @@ fn assert_keeps_failing(journal: &mut SegmentJournal<CrashDisk>, fault: Fault) {
     assert_eq!(journal.trim(&[]), Err(error));
 }
 
-fn operations() -> usize {
-    let (disk, outcomes) = run_with(Fault::None);
+fn operations(steps: &'static [Step]) -> usize {
+    let (disk, outcomes) = run_with(Fault::None, steps);
     let operations = disk.operations();
     verify(disk, &outcomes, "no fault");
     operations
@@ -179,10 +192,10 @@ fn workload_meets_rotation_merging_and_removal() {
 
 #[test]
 fn power_cut_at_every_operation_loses_nothing_acknowledged() {
-    let operations = operations();
+    let operations = operations(workload());
     assert!(operations > 300, "a workload of {operations} operations");
     for at in 0..operations {
-        let (disk, outcomes) = run_with(Fault::PowerCut(at));
+        let (disk, outcomes) = run_with(Fault::PowerCut(at), workload());
         for seed in 0..SEEDS {
             let context = format!("power cut at {at}, seed {seed}");
             let image = disk.after_power_cut(seed);
@@ -190,6 +203,16 @@ fn power_cut_at_every_operation_loses_nothing_acknowledged() {
                 cut_while_opening(&image, &outcomes, &context);
             }
             verify(image, &outcomes, &context);
+        }
+    }
+}
+
+#[test]
+fn a_commit_of_large_rows_is_there_or_not() {
+    for at in 0..operations(large_rows()) {
+        let (disk, outcomes) = run_with(Fault::PowerCut(at), large_rows());
+        for seed in 0..SEEDS {
+            verify(disk.after_power_cut(seed), &outcomes, &format!("power cut at {at}, seed {seed}"));
         }
     }
 }
@@ -211,10 +234,10 @@ fn cut_while_opening(image: &CrashDisk, outcomes: &[Model], context: &str) {
 
 #[test]
 fn errors_from_any_operation_on_lose_nothing_acknowledged() {
-    let operations = operations();
+    let operations = operations(workload());
     for at in 0..operations {
         for fault in [Fault::Errors(at), Fault::NoRoom(at)] {
-            let (disk, outcomes) = run_with(fault);
+            let (disk, outcomes) = run_with(fault, workload());
             verify(disk.healthy_copy(), &outcomes, &format!("{fault:?}"));
             verify(disk.after_power_cut(at as u64), &outcomes, &format!("{fault:?}, then a power cut"));
         }

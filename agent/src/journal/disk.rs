@@ -17,7 +17,7 @@ use rustix::fs::{Advice, fadvise};
 
 use super::JournalError;
 
-/// Bytes that the system begins to write before it is asked to sync. Fewer would be more and shorter writes.
+/// Bytes that the system begins to write before it is asked to sync: a few times in a commit.
 const BEGIN_BYTES: u64 = 512 << 10;
 /// Pages that count for it. Small ones lie anywhere, and are few.
 const LARGE_BYTES: u64 = 16 << 10;
@@ -112,7 +112,7 @@ pub struct FolderFile {
     waiting: Mutex<Waiting>,
 }
 
-/// Large pages of which the system has only a copy: how many bytes, and where they are.
+/// Large pages written that the disk may not have begun with: how many bytes, and where they are.
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: u64,
@@ -142,9 +142,10 @@ impl FolderFile {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the disk work while the rest of a commit is made. A wish: the sync is what counts.
+    /// Lets the disk work while the other pages of a commit are copied. A wish: the sync is what counts.
     fn begin(&self, range: &Range<u64>) {
-        // Linux begins to write what it has not yet written there, without waiting for it (mm/fadvise.c).
+        // Linux begins to write the dirty pages there and does not wait for the disk; pages that are clean leave its cache.
+        // It does wait for each processor to hand over pages on their way to its lists (mm/fadvise.c), so not for each page.
         fadvise(&self.file, range.start, NonZeroU64::new(range.end - range.start), Advice::DontNeed).ok();
     }
 }

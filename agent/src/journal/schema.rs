@@ -29,8 +29,9 @@ pub(super) const FRAMES: TableDefinition<'static, (&str, Partition, u64, Offset)
 pub(super) const RANGES: TableDefinition<'static, (&str, Partition), RangeTuple> = TableDefinition::new("ranges");
 
 /// Sizes of rows: what is left of 64, 32, 16, 8, 4, 2 and 1 pages of 4 KiB. The rest of a stream is a row as it is.
-const ROWS: [usize; 7] = [262_000, 131_000, 65_300, SMALL_ROW, 16_200, 8_000, 3_900];
-/// Largest row where frames are small: whoever reads a frame reads the rows it lies in.
+const ROWS: [usize; 7] = [262_000, 131_000, 65_300, SMALL_ROW, 16_200, 8_000, LEAST_ROW];
+const LEAST_ROW: usize = 3_900;
+/// Largest row where little of a partition is written at once.
 const SMALL_ROW: usize = 32_500;
 
 /// [`RangeRow`] as redb has it.
@@ -181,15 +182,16 @@ impl FrameRow {
     }
 }
 
-/// Largest row of a stream of frames of this size: a row holds one of them, or they are small. Large rows are fewer and
-/// longer writes.
-pub(super) fn largest_row(frame_bytes: usize) -> usize {
-    frame_bytes.max(SMALL_ROW)
+/// Largest row where so many bytes of a partition are written together: large rows are fewer and longer writes, and whoever
+/// reads some of a row reads all of it.
+pub(super) fn largest_row(partition_bytes: usize) -> usize {
+    partition_bytes.max(SMALL_ROW)
 }
 
-/// Size of the next row of a stream of which `left` bytes are to be written, at most `largest`.
+/// Size of the next row of a stream of which `left` bytes are to be written, at most `largest` or what a page holds.
 pub(super) fn row_bytes(left: usize, largest: usize) -> usize {
-    ROWS.into_iter().find(|row| *row <= left.min(largest)).unwrap_or(left)
+    let most = left.min(largest);
+    ROWS.into_iter().find(|row| *row <= most).unwrap_or_else(|| left.min(LEAST_ROW))
 }
 
 #[cfg(test)]
@@ -232,11 +234,12 @@ mod tests {
 
     #[test]
     fn rows_fill_pages() {
-        let rows = |mut left: usize, frame_bytes| {
+        let rows = |mut left: usize, partition_bytes| {
             let mut rows = Vec::new();
             while left > 0 {
-                rows.push(row_bytes(left, largest_row(frame_bytes)));
-                left -= row_bytes(left, largest_row(frame_bytes));
+                let row = row_bytes(left, largest_row(partition_bytes));
+                rows.push(row);
+                left -= row;
             }
             rows
         };
@@ -244,5 +247,6 @@ mod tests {
         assert_eq!(rows(70_000, 70_000), [65_300, 3_900, 800]);
         assert_eq!(rows(600_000, 200_000), [131_000, 131_000, 131_000, 131_000, 65_300, 8_000, 2_700]);
         assert_eq!(rows(600_000, 600_000), [262_000, 262_000, 65_300, 8_000, 2_700]);
+        assert_eq!(row_bytes(70_000, 100), 3_900, "never more than a page holds");
     }
 }

@@ -3,8 +3,8 @@
 //! Must never: write to a sealed file; let redb's errors or panics out as anything but a
 //! [`StoreError`].
 
-use std::fmt;
 use std::sync::Arc;
+use std::{fmt, iter};
 
 use prost::Message;
 use redb::{
@@ -24,9 +24,11 @@ use super::store::{StoreError, contained, corrupt};
 
 /// redb's cache of the file that is written. Pages of one commit beyond a half of it are written before the commit, and
 /// read again for their checksums: it takes a commit of 2 MiB.
-const WRITER_CACHE: usize = 6 << 20;
-/// redb's cache of a file that is read: a few inner pages and what is being read.
-const READER_CACHE: usize = 256 << 10;
+pub(super) const WRITER_CACHE: usize = 5 << 20;
+/// The same where there is no hurry.
+pub(super) const MERGE_CACHE: usize = 1 << 20;
+/// redb's cache of a file that is read: a few inner pages and a row of the largest.
+const READER_CACHE: usize = 384 << 10;
 /// Length of a file with nothing in it.
 pub(super) const EMPTY_BYTES: u64 = 72 << 10;
 /// What of it is no page that redb gives out.
@@ -64,9 +66,9 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Makes a segment in an empty file. Durable, but for the file's name.
-    pub(super) fn create<F: StorageBackend>(file: F) -> Result<Self, StoreError> {
+    pub(super) fn create<F: StorageBackend>(file: F, cache_bytes: usize) -> Result<Self, StoreError> {
         contained(|| {
-            let (db, extent) = open_database(file)?;
+            let (db, extent) = open_database(file, cache_bytes)?;
             let transaction = begin(&db)?;
             transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT_WITHOUT_GAPS)?;
             drop((transaction.open_table(DATA)?, transaction.open_table(FRAMES)?, transaction.open_table(RANGES)?));
@@ -78,7 +80,7 @@ impl Writer {
     /// Goes on with a segment; repairs it where it was not closed.
     pub(super) fn resume<F: StorageBackend>(file: F) -> Result<Self, StoreError> {
         contained(|| {
-            let (db, extent) = open_database(file)?;
+            let (db, extent) = open_database(file, WRITER_CACHE)?;
             let data = db.begin_read()?.open_table(DATA)?;
             let position = data.last()?.map_or(0, |(position, row)| position.value() + row.value().len() as u64);
             Ok(Self { db, extent, position })
@@ -108,7 +110,7 @@ impl Writer {
                 transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
             }
             let end = write_frames(&transaction, self.position, entries)?;
-            write_bodies(&transaction, &self.extent, self.position, entries)?;
+            write_bodies(&transaction, || self.extent.length(), self.position, entries)?;
             let mut table = transaction.open_table(RANGES)?;
             for (topic, partition, row) in ranges {
                 table.insert((topic.as_str(), partition), row.to_tuple())?;
@@ -151,9 +153,9 @@ pub(super) fn fits(length: u64, written: u64, needed: u64, segment_bytes: u64) -
     written + needed <= capacity.min(segment_bytes)
 }
 
-fn open_database<F: StorageBackend>(file: F) -> Result<(Database, Arc<Extent>), StoreError> {
+fn open_database<F: StorageBackend>(file: F, cache_bytes: usize) -> Result<(Database, Arc<Extent>), StoreError> {
     let (gauge, extent) = Gauge::new(file).map_err(redb::Error::from)?;
-    let db = Builder::new().set_cache_size(WRITER_CACHE).create_with_backend(gauge)?;
+    let db = Builder::new().set_cache_size(cache_bytes).create_with_backend(gauge)?;
     Ok((db, extent))
 }
 
@@ -175,36 +177,43 @@ fn write_frames(transaction: &WriteTransaction, mut position: u64, entries: &[En
     Ok(position)
 }
 
+/// Writes bodies as rows of the stream, each as large as what of the partition it begins in is written: that is what will
+/// be read with it.
 fn write_bodies(
     transaction: &WriteTransaction,
-    extent: &Extent,
+    file_bytes: impl Fn() -> u64,
     mut position: u64,
     entries: &[Entry<'_>],
 ) -> Result<(), StoreError> {
     let mut table = transaction.open_table(DATA)?;
-    let mut left: usize = entries.iter().map(|entry| entry.packed.body_bytes()).sum();
-    let of_frames = largest_row(left / entries.len().max(1));
-    // Where a page takes less than half of the file, redb doubles it as it grows; see `fits`.
-    let of_file = || usize::try_from(extent.length() / 4).unwrap_or(usize::MAX);
-    let mut wanted = row_bytes(left, of_frames.min(of_file()));
+    let bytes = |entries: &[Entry<'_>]| entries.iter().map(|entry| entry.packed.body_bytes()).sum::<usize>();
+    let mut left = bytes(entries);
     let mut row = Vec::new();
-    for mut piece in entries.iter().flat_map(|entry| &entry.packed.body).map(AsRef::<[u8]>::as_ref) {
-        while !piece.is_empty() {
-            let (taken, rest) = piece.split_at(piece.len().min(wanted - row.len()));
-            piece = rest;
-            if taken.len() < wanted {
-                row.extend_from_slice(taken);
-                if row.len() < wanted {
-                    continue;
+    let mut wanted = 0;
+    for of_partition in entries.chunk_by(|one, next| (one.topic, one.partition) == (next.topic, next.partition)) {
+        let largest = largest_row(bytes(of_partition));
+        for mut piece in of_partition.iter().flat_map(|entry| &entry.packed.body).map(AsRef::<[u8]>::as_ref) {
+            while !piece.is_empty() {
+                if row.is_empty() {
+                    // Where a page takes less than half of the file, redb doubles it as it grows; see `fits`.
+                    let of_file = usize::try_from(file_bytes() / 4).unwrap_or(usize::MAX);
+                    wanted = row_bytes(left, largest.min(of_file));
                 }
-                table.insert(position, row.as_slice())?;
-                row.clear();
-            } else {
-                table.insert(position, taken)?;
+                let (taken, rest) = piece.split_at(piece.len().min(wanted - row.len()));
+                piece = rest;
+                if taken.len() == wanted {
+                    table.insert(position, taken)?;
+                } else {
+                    row.extend_from_slice(taken);
+                    if row.len() < wanted {
+                        continue;
+                    }
+                    table.insert(position, row.as_slice())?;
+                    row.clear();
+                }
+                position += wanted as u64;
+                left -= wanted;
             }
-            position += wanted as u64;
-            left -= wanted;
-            wanted = row_bytes(left, of_frames.min(of_file()));
         }
     }
     Ok(())
@@ -353,10 +362,10 @@ fn read_body(
     if length == 0 {
         return Ok(body);
     }
-    let begin = data.range(..=position)?.next_back().transpose()?.map(|(begin, _)| begin.value());
-    let mut at = begin.ok_or_else(|| corrupt("a row is missing"))?;
+    let first = data.range(..=position)?.next_back().transpose()?.ok_or_else(|| corrupt("a row is missing"))?;
+    let mut at = first.0.value();
     let mut skip = usize::try_from(position - at).map_err(|_| corrupt("a row is missing"))?;
-    for entry in data.range(at..)? {
+    for entry in iter::once(Ok(first)).chain(data.range(at + 1..)?) {
         let (found, row) = entry?;
         let row = row.value();
         let Some(piece) = row.get(skip..).filter(|piece| found.value() == at && !piece.is_empty()) else { break };
@@ -368,4 +377,88 @@ fn read_body(
         skip = 0;
     }
     Err(corrupt("a row is missing"))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use redb::backends::InMemoryBackend;
+
+    use super::super::spec_test::topic;
+    use super::*;
+
+    /// A frame with these pieces as its body.
+    fn packed(pieces: &[usize]) -> Packed {
+        let piece = |(number, length): (usize, &usize)| {
+            let byte = |place: usize| ((place * 31 + number) % 251).to_le_bytes()[0];
+            (0..*length).map(byte).collect::<Bytes>()
+        };
+        Packed {
+            first_offset: 0,
+            next_offset: 1,
+            entries: 1,
+            raw_bytes: 1,
+            compressed: false,
+            body: pieces.iter().enumerate().map(piece).collect(),
+            tail: Vec::new(),
+            last_epoch: 0,
+        }
+    }
+
+    /// Writes frames as to a file of so many bytes; the lengths of the rows, which hold the stream.
+    fn rows(file_bytes: u64, frames: &[(i32, Packed)]) -> Vec<usize> {
+        let name = topic("t");
+        let entries: Vec<_> = (frames.iter())
+            .map(|(partition, packed)| Entry { topic: &name, partition: *partition, run: 1, packed })
+            .collect();
+        let writer = Writer::create(InMemoryBackend::new(), WRITER_CACHE).expect("a new file");
+        let transaction = begin(&writer.db).expect("one at a time");
+        write_bodies(&transaction, || file_bytes, 7, &entries).expect("memory has room");
+        transaction.commit().expect("memory has room");
+        let table = writer.db.begin_read().expect("a file").open_table(DATA).expect("made");
+        let (mut lengths, mut stream) = (Vec::new(), Vec::new());
+        for row in table.iter().expect("a table") {
+            let (position, row) = row.expect("a row");
+            assert_eq!(position.value(), 7 + stream.len() as u64);
+            stream.extend_from_slice(row.value());
+            lengths.push(row.value().len());
+        }
+        let bodies: Vec<u8> = frames.iter().flat_map(|(_, packed)| packed.body.concat()).collect();
+        assert!(stream == bodies, "{} bytes for {}", stream.len(), bodies.len());
+        let mut at = 7;
+        for (_, packed) in frames {
+            let body = read_body(&table, at, packed.body_bytes()).expect("all of it is there");
+            assert!(body == packed.body.concat(), "the body at {at}");
+            at += body.len() as u64;
+        }
+        lengths
+    }
+
+    #[test]
+    fn nothing_is_no_row() {
+        assert_eq!(rows(1 << 20, &[]), [0; 0]);
+        assert_eq!(rows(1 << 20, &[(0, packed(&[])), (1, packed(&[0, 0]))]), [0; 0]);
+    }
+
+    #[test]
+    fn pieces_and_rows_have_their_own_borders() {
+        assert_eq!(rows(1 << 20, &[(0, packed(&[32_500]))]), [32_500], "a piece that is a row");
+        assert_eq!(rows(1 << 20, &[(0, packed(&[16_250, 16_250, 1]))]), [32_500, 1], "two pieces, and a rest of 1");
+        assert_eq!(rows(1 << 20, &[(0, packed(&[1, 40_000]))]), [32_500, 3_900, 3_601]);
+        assert_eq!(rows(1 << 20, &[(0, packed(&[0, 3_900, 0]))]), [3_900]);
+    }
+
+    #[test]
+    fn rows_are_as_large_as_what_a_partition_has_and_the_file_allows() {
+        let large = || (0, packed(&[200_000, 100_000]));
+        let small = |partition| (partition, packed(&[1_000]));
+        let mut frames = vec![large()];
+        frames.extend((1..50).map(small));
+        // The row that the large one ends in takes some of the small ones along.
+        assert_eq!(rows(4 << 20, &frames), [262_000, 65_300, 16_200, 3_900, 1_600]);
+        let small: Vec<_> = (1..50).map(small).collect();
+        assert_eq!(rows(4 << 20, &small), [32_500, 16_200, 300]);
+        assert_eq!(rows(300_000, &[large()])[0], 65_300, "a quarter of the file");
+        assert_eq!(rows(4 << 20, &[(0, packed(&[20_000])), (0, packed(&[50_000]))]), [65_300, 3_900, 800], "together");
+    }
 }

@@ -20,7 +20,7 @@ use tombolo_proto::id::{Offset, Partition, TopicName};
 use super::disk::{Disk, Folder};
 use super::index::{Index, Piece};
 use super::schema::{FORMAT, RunKey};
-use super::segment::{EMPTY_BYTES, Span, Writer, fits, needed_bytes};
+use super::segment::{EMPTY_BYTES, Span, WRITER_CACHE, Writer, fits, needed_bytes};
 use super::store::StoreError;
 use super::{Journal, JournalError, JournalFrame, JournalRange, LostRange, Usage};
 use merge::Merge;
@@ -42,8 +42,8 @@ pub struct Limits {
     pub segment_bytes: u64,
 }
 
-/// Frames in a folder of redb files. Memory: some 100 bytes for each partition in each segment, 6 MiB of cache for
-/// the file that is written, 256 KiB for each of at most four that are read.
+/// Frames in a folder of redb files. Memory: some 100 bytes for each partition in each segment, caches of 5 MiB for the
+/// file that is written, 384 KiB for each of at most four that are read, and 1 MiB while files are merged.
 #[derive(Debug)]
 pub struct SegmentJournal<D: Disk = Folder> {
     disk: D,
@@ -238,7 +238,7 @@ impl<D: Disk> SegmentJournal<D> {
         } else {
             let number = self.next_number;
             let file = self.disk.open(&unfinished_name(number)).map_err(redb::Error::from)?;
-            let writer = Writer::create(file)?;
+            let writer = Writer::create(file, WRITER_CACHE)?;
             self.disk.rename(&unfinished_name(number), &segment_name(number)).map_err(redb::Error::from)?;
             self.disk.sync().map_err(redb::Error::from)?;
             self.next_number += 1;

@@ -11,7 +11,7 @@ use super::super::JournalError;
 use super::super::disk::Disk;
 use super::super::index::{Index, Key};
 use super::super::schema::{RangeRow, RunKey};
-use super::super::segment::{EMPTY_BYTES, Entry, Writer};
+use super::super::segment::{EMPTY_BYTES, Entry, MERGE_CACHE, Writer};
 use super::super::store::StoreError;
 use super::{FREE_MARGIN, SegmentJournal, body_bytes, segment_name, unfinished_name};
 
@@ -73,7 +73,7 @@ impl<D: Disk> SegmentJournal<D> {
             self.resumable = None;
         }
         let file = self.disk.open(&unfinished_name(target)).map_err(redb::Error::from)?;
-        let writer = Writer::create(file)?;
+        let writer = Writer::create(file, MERGE_CACHE)?;
         let partitions = self.index.partitions(&sources);
         Ok(Some(Merge { sources, target, writer, partitions, rows: BTreeMap::new() }))
     }
