@@ -435,8 +435,18 @@ fn mirror_status((topic, mirror): (&TopicName, &EdgeMirror)) -> EdgeMirrorStatus
 }
 
 #[cfg(test)]
+mod inputs;
+
+#[cfg(test)]
 #[path = "link/link_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "link/starts_test.rs"]
+mod starts_tests;
+
+#[cfg(test)]
+mod site;
 
 #[cfg(test)]
 #[path = "link/spill_test.rs"]

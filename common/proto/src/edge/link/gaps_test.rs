@@ -4,10 +4,10 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::spill_tests::{Site, topic};
+use super::site::*;
 use super::*;
 use crate::edge::{Checkpoint, OutgoingBody, Verdict};
-use crate::frame::{Entry, FrameLimits};
+use crate::frame::{Entry, FrameLimits, Packed};
 use crate::id::Offset;
 use crate::testing::BatchBuilder;
 use crate::wire::TailBatch;
@@ -274,4 +274,105 @@ proptest! {
         prop_assert_eq!(world.confirmed, world.end());
         prop_assert_eq!(world.site.link.status().in_flight_bytes, 0);
     }
+}
+
+#[test]
+fn gaps_go_to_the_journal_and_come_back() {
+    let (mut site, fetch) = live();
+    site.feed(EdgeInput::Disconnected);
+    site.entries(fetch, vec![Entry::Batch(batch(0)), gap(2, 50), Entry::Batch(batch(50)), gap(52, 60)]);
+    site.pass(DELAY);
+    assert_eq!((site.status().journal, site.status().window_bytes), (Some((0, 60)), 0));
+    site.entries(fetch, vec![gap(60, 62)]);
+    site.connect();
+    site.position(1, 0, Vec::new());
+    assert_eq!(site.sent(), [(0, 60, true), (60, 62, false)]);
+    site.confirm(1, 40);
+    site.confirm(1, 62);
+    assert_eq!((site.status().journal, site.status().window_bytes), (None, 0));
+    site.feed(EdgeInput::Disconnected);
+    site.connect();
+    let outputs = site.position(1, 62, vec![TailBatch::of(&batch(50)), TailBatch::gap(52, 62)]);
+    assert!(matches!(outputs[..], [EdgeOutput::Send(_), ..]), "known: {outputs:?}");
+}
+
+#[test]
+fn a_mirror_that_ends_within_a_journaled_gap_goes_on_there() {
+    let entries = [Entry::Batch(batch(0)), gap(2, 50), Entry::Batch(batch(50))];
+    let mut site = Site::restored(checkpoint(0, Vec::new()), vec![Packed::new(&entries)]);
+    site.found(1);
+    site.connect();
+    let end = vec![TailBatch::of(&batch(0)), TailBatch::gap(2, 20)];
+    let outputs = site.position(1, 20, end);
+    let ticket = outputs
+        .iter()
+        .find_map(|output| if let EdgeOutput::CompareTail { ticket, .. } = output { Some(*ticket) } else { None });
+    let (ticket, verdict) = (ticket.expect("the journal is asked"), Verdict::Agrees);
+    let outputs = site.feed(EdgeInput::TailCompared { topic: topic(), partition: 0, ticket, verdict });
+    assert!(!discards(&outputs), "{outputs:?}");
+    assert_eq!(site.sent(), [(0, 52, true)], "the gateway takes what it lacks");
+    site.confirm(1, 52);
+    let shipped = site.link.take_checkpoint(true).expect("changed").partitions.remove(0).shipped;
+    assert_eq!(shipped.last(), Some(&TailBatch::of(&batch(50))));
+}
+
+#[test]
+fn a_gap_of_which_the_cloud_has_a_part_is_written_from_there() {
+    let (mut site, fetch) = live();
+    site.entries(fetch, vec![gap(0, 50), Entry::Batch(batch(50))]);
+    site.sent();
+    site.confirm(1, 20);
+    site.pass(DELAY + DELAY);
+    assert_eq!(site.journal.iter().map(|packed| packed.first_offset).min(), Some(20), "and none is left out");
+    assert_eq!(site.status().journal, Some((20, 52)));
+    site.feed(EdgeInput::Disconnected);
+    site.connect();
+    site.position(2, 20, vec![TailBatch::gap(0, 20)]);
+    assert_eq!(site.sent(), [(20, 52, true)]);
+}
+
+#[test]
+fn a_gap_that_is_being_written_does_not_grow() {
+    let (mut site, fetch) = live();
+    site.feed(EdgeInput::Disconnected);
+    site.entries(fetch, vec![gap(0, 10)]);
+    site.now += DELAY;
+    site.feed(EdgeInput::Timeout);
+    assert!(site.waiting.is_some());
+    site.entries(fetch, vec![gap(10, 20)]);
+    site.keep(&Ok(()));
+    assert_eq!(site.status().journal.map(|(first, _)| first), Some(0));
+    site.pass(DELAY);
+    assert_eq!((site.status().journal, site.status().window_bytes), (Some((0, 20)), 0));
+    let ends: Vec<_> = site.journal.iter().map(|packed| (packed.first_offset, packed.next_offset)).collect();
+    assert_eq!(ends, [(0, 10), (10, 20)]);
+}
+
+#[test]
+fn behind_a_gap_the_source_is_asked_with_the_epoch_of_its_markers() {
+    for (told, known) in [(None, None), (Some(5), Some(5))] {
+        let (mut site, fetch) = live();
+        site.feed(EdgeInput::Disconnected);
+        site.entries_of(fetch, vec![Entry::Batch(batch(0)), gap(2, 3)], Some(3));
+        site.entries_of(fetch, vec![gap(3, 4)], told);
+        site.pass(DELAY);
+        let mut again = Site::restored(checkpoint(0, Vec::new()), site.journal.clone());
+        assert_eq!(fetch_of(&again.found(1)).map(|(_, offset, epoch)| (offset, epoch)), Some((4, known)));
+    }
+}
+
+#[test]
+fn the_epoch_is_that_of_what_stands_before_the_end() {
+    let (mut site, fetch) = live();
+    site.entries_of(fetch, vec![gap(0, 1), Entry::Batch(batch(1)), gap(3, 6)], Some(5));
+    site.sent();
+    site.confirm(1, 6);
+    let kept = site.link.take_checkpoint(true).expect("changed");
+    assert_eq!(kept.partitions[0].last_epoch, 5);
+    let (mut site, fetch) = live();
+    site.entries_of(fetch, vec![gap(0, 1), Entry::Batch(batch(1)), gap(3, 6)], Some(5));
+    site.sent();
+    site.confirm(1, 5);
+    let kept = site.link.take_checkpoint(true).expect("changed");
+    assert_eq!(kept.partitions[0].last_epoch, -1, "within the gap it is not known");
 }
