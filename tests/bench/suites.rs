@@ -50,6 +50,7 @@ async fn race(
     }
 }
 
+/// Every contender with every load, in turn.
 async fn round(
     run: &Run,
     source: &KafkaCluster,

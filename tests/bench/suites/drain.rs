@@ -148,8 +148,8 @@ async fn given_back(rig: &Rig) -> f64 {
     least
 }
 
-/// Bytes a second of commits of a journal, and of appends of the same size to a file, each made durable. In turn, so that
-/// both find the disk and the machine alike.
+/// Bytes a second of commits of a journal, and of appends of the same size to a file, each made durable. In turn, and
+/// each first in every other round: both find the disk and the machine alike.
 fn writes(folder: &Path, commit: usize) -> (f64, f64) {
     let folder = folder.join("plain");
     std::fs::create_dir(&folder).expect("the journal's folder can be written");
@@ -159,15 +159,20 @@ fn writes(folder: &Path, commit: usize) -> (f64, f64) {
     let mut file = File::create(folder.join("plain")).expect("the folder was just made");
     let (mut alone, mut plain) = (Duration::ZERO, Duration::ZERO);
     let rounds = PLAIN_BYTES / block.len();
-    for _ in 0..rounds {
-        let frames = commits.next_frames();
-        let start = Instant::now();
-        journal.append(&frames).expect("the disk has room");
-        alone += start.elapsed();
-        let start = Instant::now();
-        file.write_all(&block).expect("the disk has room");
-        file.sync_data().expect("the disk works");
-        plain += start.elapsed();
+    for round in 0..rounds {
+        for turn in [round % 2, 1 - round % 2] {
+            if turn == 0 {
+                let frames = commits.next_frames();
+                let start = Instant::now();
+                journal.append(&frames).expect("the disk has room");
+                alone += start.elapsed();
+            } else {
+                let start = Instant::now();
+                file.write_all(&block).expect("the disk has room");
+                file.sync_data().expect("the disk works");
+                plain += start.elapsed();
+            }
+        }
     }
     drop(journal);
     std::fs::remove_dir_all(&folder).expect("the folder was just made");
