@@ -32,9 +32,9 @@ async fn memory_stays_within_the_settings_whatever_the_link_does() {
     let start = Instant::now();
     let way = Way { rate: Some(50_000_000), delay: Duration::from_millis(20), ..Way::CLEAN };
     let profile = Profile { up: way, down: way, seed: 1 };
-    // A journal that is full soon, so that the window fills up as well.
+    // A journal that is full soon, so that the window fills up as well; its files are large enough to fill their cache.
     let spec = RigSpec::new(&topics).profile(profile);
-    let spec = spec.agent("journal.segment", "4 MiB").agent("journal.max_bytes", "16 MiB");
+    let spec = spec.agent("journal.segment", "16 MiB").agent("journal.max_bytes", "32 MiB");
     let mut rig = Rig::start(&source, &cloud, spec).await;
     // Two thousand partitions are looked at while their brokers are busy; the cloud broker is stopped for a while.
     for daemon in [&mut rig.agent, &mut rig.gateway] {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tombolo_agent::journal::{JournalFrame, Limits, SegmentJournal};
 use tombolo_proto::frame::{Entry, Packed};
-use tombolo_proto::id::TopicName;
+use tombolo_proto::id::{Offset, Partition, TopicName};
 use tombolo_proto::testing::BatchBuilder;
 
 /// Partitions that a commit has a frame of.
@@ -20,7 +20,8 @@ const LIMITS: Limits = Limits { max_bytes: 8 << 30, segment_bytes: 256 << 20 };
 #[derive(Debug)]
 pub struct Commits {
     topic: TopicName,
-    packed: Packed,
+    /// The next frame of each partition.
+    next: Vec<Packed>,
 }
 
 impl Commits {
@@ -28,14 +29,16 @@ impl Commits {
     pub fn new(bytes: usize) -> Self {
         let share = bytes / usize::try_from(PARTITIONS).expect("positive");
         let payload = BATCH_BYTES - BatchBuilder::new(0).bytes().len();
-        let entries: Vec<Entry> = (0..(share / BATCH_BYTES).max(1))
-            .map(|number| {
-                let offset = i64::try_from(number).expect("few");
-                let fill = u8::try_from(number % 251).expect("below 251");
-                Entry::Batch(BatchBuilder::new(offset).attributes(COMPRESSED).payload(payload).fill(fill).build())
-            })
-            .collect();
-        Self { topic: TopicName::new("plant.line-3").expect("a name that Kafka takes"), packed: Packed::new(&entries) }
+        let batch = |partition: Partition, offset: Offset| {
+            let fill = u8::try_from((offset + i64::from(partition) * 40) % 251).expect("below 251");
+            Entry::Batch(BatchBuilder::new(offset).attributes(COMPRESSED).payload(payload).fill(fill).build())
+        };
+        let count = i64::try_from((share / BATCH_BYTES).max(1)).expect("few");
+        let frame = |partition| Packed::new(&(0..count).map(|offset| batch(partition, offset)).collect::<Vec<_>>());
+        Self {
+            topic: TopicName::new("plant.line-3").expect("a name that Kafka takes"),
+            next: (0..PARTITIONS).map(frame).collect(),
+        }
     }
 
     /// The topic of all frames.
@@ -45,22 +48,27 @@ impl Commits {
 
     /// Bytes of the bodies of one commit.
     pub fn bytes(&self) -> usize {
-        self.packed.body_bytes() * usize::try_from(PARTITIONS).expect("positive")
+        self.next.iter().map(Packed::body_bytes).sum()
     }
 
     /// The next commit. A journal does not look into bodies: they are the same ones at later offsets.
     pub fn next_frames(&mut self) -> Vec<JournalFrame> {
-        let packed = self.packed.clone();
-        let count = packed.next_offset - packed.first_offset;
-        self.packed.first_offset += count;
-        self.packed.next_offset += count;
-        for batch in &mut self.packed.tail {
-            batch.base_offset += count;
-            batch.last_offset += count;
-        }
-        let frame =
-            |partition| JournalFrame { topic: self.topic.clone(), topic_id: None, partition, packed: packed.clone() };
-        (0..PARTITIONS).map(frame).collect()
+        let topic = &self.topic;
+        let frame = |(partition, next): (Partition, &mut Packed)| {
+            let packed = next.clone();
+            shift(next, packed.next_offset - packed.first_offset);
+            JournalFrame { topic: topic.clone(), topic_id: None, partition, packed }
+        };
+        (0..PARTITIONS).zip(&mut self.next).map(frame).collect()
+    }
+}
+
+fn shift(packed: &mut Packed, count: i64) {
+    packed.first_offset += count;
+    packed.next_offset += count;
+    for batch in &mut packed.tail {
+        batch.base_offset += count;
+        batch.last_offset += count;
     }
 }
 
