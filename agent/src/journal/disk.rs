@@ -199,8 +199,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let disk = Folder::open(folder.path()).expect("an empty folder");
         let file = disk.open("pages").expect("an empty file");
-        let page: Vec<u8> = (0_u32..512 << 10).map(|place| (place % 251).to_le_bytes()[0]).collect();
-        for number in [1, 0, 2] {
+        for number in [1_u64, 0, 2] {
+            let page: Vec<u8> = (number..number + (512 << 10)).map(|place| (place % 251).to_le_bytes()[0]).collect();
             file.write(number << 19, &page).expect("room");
             let mut read = vec![0; page.len()];
             file.read(number << 19, &mut read).expect("it is there");

@@ -8,8 +8,8 @@ use std::{fmt, iter};
 
 use prost::Message;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable,
-    StorageBackend, TableError, WriteTransaction,
+    AccessGuard, Builder, Database, DatabaseError, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase,
+    ReadableTable, StorageBackend, TableError, WriteTransaction,
 };
 use tombolo_proto::frame::Packed;
 use tombolo_proto::id::{Offset, Partition, TopicName};
@@ -27,7 +27,7 @@ use super::store::{StoreError, contained, corrupt};
 pub(super) const WRITER_CACHE: usize = 5 << 20;
 /// The same where there is no hurry.
 pub(super) const MERGE_CACHE: usize = 1 << 20;
-/// redb's cache of a file that is read: a few inner pages and a row of the largest.
+/// redb's cache of a file that is read: a few inner pages, and of rows one of the largest.
 const READER_CACHE: usize = 384 << 10;
 /// Length of a file with nothing in it.
 pub(super) const EMPTY_BYTES: u64 = 72 << 10;
@@ -330,6 +330,7 @@ impl Snapshot {
             let first = index.range(at(Offset::MIN)..=at(span.from))?.next_back().transpose()?;
             let mut expected = first.map(|(first, _)| first.value().3).ok_or_else(|| corrupt("a frame is missing"))?;
             let mut bytes: usize = frames.iter().map(Packed::body_bytes).sum();
+            let mut kept = None;
             for entry in index.range(at(expected)..at(span.until))? {
                 let (found, row) = entry?;
                 let row = FrameRow::decode(row.value()).map_err(|_| corrupt("a frame's row is none"))?;
@@ -342,7 +343,7 @@ impl Snapshot {
                 if !frames.is_empty() && bytes > max_bytes {
                     return Ok(false);
                 }
-                let body = read_body(&data, row.position, length)?;
+                let body = read_body(&data, row.position, length, &mut kept)?;
                 let packed = row.unpack(key, first, body).ok_or_else(|| corrupt("a frame's checksum does not hold"))?;
                 frames.push(packed);
                 expected = next;
@@ -352,28 +353,40 @@ impl Snapshot {
     }
 }
 
-/// Reads a body off the stream.
-fn read_body(
-    data: &impl ReadableTable<u64, &'static [u8]>,
+/// A row of the stream, and where it begins.
+type Row<'a> = (AccessGuard<'a, u64>, AccessGuard<'a, &'static [u8]>);
+
+/// Reads a body off the stream. The row that it ends in is kept for the next body, which mostly begins there: rows are
+/// large, and redb looks for one from its neighbour.
+fn read_body<'a>(
+    data: &'a impl ReadableTable<u64, &'static [u8]>,
     position: u64,
     length: usize,
+    kept: &mut Option<Row<'a>>,
 ) -> Result<Vec<u8>, StoreError> {
     let mut body = Vec::new();
     if length == 0 {
         return Ok(body);
     }
-    let first = data.range(..=position)?.next_back().transpose()?.ok_or_else(|| corrupt("a row is missing"))?;
+    let holds = |(begin, row): &Row<'_>| {
+        position.checked_sub(begin.value()).is_some_and(|within| within < row.value().len() as u64)
+    };
+    let first = match kept.take().filter(holds) {
+        Some(row) => row,
+        None => data.range(..=position)?.next_back().transpose()?.ok_or_else(|| corrupt("a row is missing"))?,
+    };
     let mut at = first.0.value();
     let mut skip = usize::try_from(position - at).map_err(|_| corrupt("a row is missing"))?;
-    for entry in iter::once(Ok(first)).chain(data.range(at + 1..)?) {
+    for entry in iter::once(Ok(first)).chain(data.range(at.saturating_add(1)..)?) {
         let (found, row) = entry?;
-        let row = row.value();
-        let Some(piece) = row.get(skip..).filter(|piece| found.value() == at && !piece.is_empty()) else { break };
+        let bytes = row.value();
+        let Some(piece) = bytes.get(skip..).filter(|piece| found.value() == at && !piece.is_empty()) else { break };
         body.extend_from_slice(piece.get(..length - body.len()).unwrap_or(piece));
         if body.len() == length {
+            *kept = Some((found, row));
             return Ok(body);
         }
-        at += row.len() as u64;
+        at += bytes.len() as u64;
         skip = 0;
     }
     Err(corrupt("a row is missing"))
@@ -381,16 +394,20 @@ fn read_body(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use bytes::Bytes;
     use redb::backends::InMemoryBackend;
 
     use super::super::spec_test::topic;
     use super::*;
 
-    /// A frame with these pieces as its body.
+    /// A frame with these pieces as its body, which is like no other.
     fn packed(pieces: &[usize]) -> Packed {
+        static FRAMES: AtomicUsize = AtomicUsize::new(0);
+        let frame = FRAMES.fetch_add(1, Ordering::Relaxed);
         let piece = |(number, length): (usize, &usize)| {
-            let byte = |place: usize| ((place * 31 + number) % 251).to_le_bytes()[0];
+            let byte = |place: usize| ((place * 31 + number + frame * 7) % 251).to_le_bytes()[0];
             (0..*length).map(byte).collect::<Bytes>()
         };
         Packed {
@@ -425,10 +442,12 @@ mod tests {
         }
         let bodies: Vec<u8> = frames.iter().flat_map(|(_, packed)| packed.body.concat()).collect();
         assert!(stream == bodies, "{} bytes for {}", stream.len(), bodies.len());
-        let mut at = 7;
+        let (mut at, mut kept) = (7, None);
         for (_, packed) in frames {
-            let body = read_body(&table, at, packed.body_bytes()).expect("all of it is there");
+            let body = read_body(&table, at, packed.body_bytes(), &mut kept).expect("all of it is there");
             assert!(body == packed.body.concat(), "the body at {at}");
+            let again = read_body(&table, at, packed.body_bytes(), &mut None).expect("all of it is there");
+            assert!(body == again, "looked for anew");
             at += body.len() as u64;
         }
         lengths
