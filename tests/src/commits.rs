@@ -7,37 +7,47 @@ use tombolo_proto::frame::{Entry, Packed};
 use tombolo_proto::id::{Offset, Partition, TopicName};
 use tombolo_proto::testing::BatchBuilder;
 
-/// Partitions that a commit has a frame of.
+/// Partitions that a commit has frames of.
 pub const PARTITIONS: i32 = 6;
 /// Bytes of a batch.
 const BATCH_BYTES: usize = 16 << 10;
+/// Batches of a frame: an agent that has just begun makes frames of 64 KiB.
+const FRAME_BATCHES: usize = 4;
 /// Codec zstd, so that frames are not compressed again.
 const COMPRESSED: u16 = 4;
 const LIMITS: Limits = Limits { max_bytes: 8 << 30, segment_bytes: 256 << 20 };
 
-/// Commits one after the other, with a frame of each partition. Batches count as compressed by their producer, so a frame
-/// is not smaller than they are.
+/// Commits one after the other, with frames of each partition. Batches count as compressed by their producer, so a frame is
+/// not smaller than they are.
 #[derive(Debug)]
 pub struct Commits {
     topic: TopicName,
-    /// The next frame of each partition.
-    next: Vec<Packed>,
+    /// The next frames of each partition, side by side.
+    next: Vec<(Partition, Packed)>,
+    /// Offsets that a commit has of each partition.
+    count: i64,
 }
 
 impl Commits {
-    /// Commits of about so many bytes, at least a batch of each partition.
+    /// Commits of about so many bytes, at least a frame of each partition.
     pub fn new(bytes: usize) -> Self {
-        let share = bytes / usize::try_from(PARTITIONS).expect("positive");
         let payload = BATCH_BYTES - BatchBuilder::new(0).bytes().len();
         let batch = |partition: Partition, offset: Offset| {
             let fill = u8::try_from((offset + i64::from(partition) * 40) % 251).expect("below 251");
             Entry::Batch(BatchBuilder::new(offset).attributes(COMPRESSED).payload(payload).fill(fill).build())
         };
-        let count = i64::try_from((share / BATCH_BYTES).max(1)).expect("few");
-        let frame = |partition| Packed::new(&(0..count).map(|offset| batch(partition, offset)).collect::<Vec<_>>());
+        let share = bytes / usize::try_from(PARTITIONS).expect("positive");
+        let frames = i64::try_from((share / BATCH_BYTES / FRAME_BATCHES).max(1)).expect("few");
+        let batches = i64::try_from(FRAME_BATCHES).expect("few");
+        let frame = |partition, number: i64| {
+            let offsets = number * batches..(number + 1) * batches;
+            (partition, Packed::new(&offsets.map(|offset| batch(partition, offset)).collect::<Vec<_>>()))
+        };
+        let of_partition = |partition| (0..frames).map(move |number| frame(partition, number));
         Self {
             topic: TopicName::new("plant.line-3").expect("a name that Kafka takes"),
-            next: (0..PARTITIONS).map(frame).collect(),
+            next: (0..PARTITIONS).flat_map(of_partition).collect(),
+            count: frames * batches,
         }
     }
 
@@ -48,18 +58,18 @@ impl Commits {
 
     /// Bytes of the bodies of one commit.
     pub fn bytes(&self) -> usize {
-        self.next.iter().map(Packed::body_bytes).sum()
+        self.next.iter().map(|(_, packed)| packed.body_bytes()).sum()
     }
 
     /// The next commit. A journal does not look into bodies: they are the same ones at later offsets.
     pub fn next_frames(&mut self) -> Vec<JournalFrame> {
-        let topic = &self.topic;
-        let frame = |(partition, next): (Partition, &mut Packed)| {
+        let (topic, count) = (&self.topic, self.count);
+        let frame = |(partition, next): &mut (Partition, Packed)| {
             let packed = next.clone();
-            shift(next, packed.next_offset - packed.first_offset);
-            JournalFrame { topic: topic.clone(), topic_id: None, partition, packed }
+            shift(next, count);
+            JournalFrame { topic: topic.clone(), topic_id: None, partition: *partition, packed }
         };
-        (0..PARTITIONS).zip(&mut self.next).map(frame).collect()
+        self.next.iter_mut().map(frame).collect()
     }
 }
 
