@@ -6,7 +6,7 @@ use crate::failure::FailureCode;
 use crate::frame::Entry;
 use crate::id::Offset;
 use crate::testing::BatchBuilder;
-use crate::wire::{CloudMessage, Filters, Mirror, PartitionOffset, Position, Positions, TailBatch};
+use crate::wire::{CloudMessage, Filters, Mirror, PartitionOffset, Position, Positions, SourceStart, TailBatch};
 
 pub(super) const NOW: Time = Time::from_secs(100);
 pub(super) const WINDOW: usize = 10_000;
@@ -156,6 +156,14 @@ pub(super) fn failure(outputs: &[EdgeOutput]) -> Option<FailureCode> {
 
 pub(super) fn ends(outputs: &[EdgeOutput]) -> bool {
     outputs.iter().any(|output| matches!(output, EdgeOutput::Event(EdgeEvent::MirrorEnding { .. })))
+}
+
+/// What the gateway is told of where the source starts.
+pub(super) fn source_start(outputs: &[EdgeOutput]) -> Option<&SourceStart> {
+    outputs.iter().find_map(|output| {
+        let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) = output else { return None };
+        Some(start)
+    })
 }
 
 pub(super) fn mixed(fetch: u64) -> EdgeInput {

@@ -1,7 +1,7 @@
 //! A site for the tests of its link: one partition, a journal and a clock that the test keeps, and the answers that a site's
 //! shells would give.
 
-pub(super) use super::inputs::{batch, failure, gap, topic};
+pub(super) use super::inputs::{batch, failure, gap, source_start, topic};
 use super::inputs::{confirm, connected, filters, found_as, message, position, told, welcome};
 use super::*;
 use crate::edge::{

@@ -419,11 +419,8 @@ fn a_source_that_starts_above_is_a_matter_for_the_gateway() {
     let outputs = site.position(1, 6, tail(4));
     let (fetch, offset, _) = fetch_of(&outputs).expect("looks again");
     let outputs = site.feed(EdgeInput::Overtaken { topic: topic(), partition: 0, fetch, log_start: 95 });
-    let told = outputs.iter().any(|output| {
-        let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) = output else { return false };
-        start.offset == 95 && start.seen
-    });
-    assert!(told && offset == 6, "the checkpoint knows that the source was there: {outputs:?}");
+    let told = source_start(&outputs).map(|start| (start.offset, start.seen));
+    assert!(told == Some((95, true)) && offset == 6, "the checkpoint knows that the source was there: {outputs:?}");
 }
 
 #[test]
@@ -433,14 +430,7 @@ fn what_is_journaled_goes_before_a_start_is_told() {
     assert_eq!(offset, 8);
     site.connect();
     site.position(1, 0, Vec::new());
-    let start_of = |outputs: &[EdgeOutput]| {
-        outputs.iter().find_map(|output| {
-            let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) = output else {
-                return None;
-            };
-            Some(start.offset)
-        })
-    };
+    let start_of = |outputs: &[EdgeOutput]| source_start(outputs).map(|start| start.offset);
     let outputs = site.feed(EdgeInput::Overtaken { topic: topic(), partition: 0, fetch, log_start: 95 });
     assert_eq!(start_of(&outputs), None);
     assert_eq!(site.sent(), [(0, 4, true), (4, 8, true)]);

@@ -10,10 +10,7 @@ fn overtaken(fetch: u64, log_start: Offset) -> EdgeInput {
 }
 
 fn start_of(outputs: &[EdgeOutput]) -> Option<(u32, Offset)> {
-    outputs.iter().find_map(|output| {
-        let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) = output else { return None };
-        Some((start.run, start.offset))
-    })
+    source_start(outputs).map(|start| (start.run, start.offset))
 }
 
 fn placed(outputs: &[EdgeOutput]) -> Option<bool> {
@@ -132,10 +129,7 @@ fn the_gateway_hears_where_the_source_starts_and_again_in_every_run() {
 
 /// Of a start that was told: whether what is missing was seen.
 fn seen(outputs: &[EdgeOutput]) -> Option<bool> {
-    outputs.iter().find_map(|output| {
-        let EdgeOutput::Send(EdgeMessage { body: Some(EdgeBody::SourceStart(start)) }) = output else { return None };
-        Some(start.seen)
-    })
+    source_start(outputs).map(|start| start.seen)
 }
 
 #[test]
