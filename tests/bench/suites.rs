@@ -33,25 +33,21 @@ fn say(what: &str) {
     eprintln!("{what}");
 }
 
-/// All contenders on the same data, in turn, as often as the run says and once before that does not count: the source has
-/// its code for reading compiled then.
-async fn race(
-    report: &mut Report,
-    run: &Run,
-    source: &KafkaCluster,
-    loaded: &[&Loaded],
-    name: fn(Contender, &Loaded) -> String,
-) {
-    report.settings.push(first_round());
-    for number in 0..=run.runs {
-        say_run(run, number);
-        let rows = round(run, source, loaded, name).await;
-        report.rows.extend(rows.into_iter().filter(|_| number > 0));
+/// Rounds, as many as the run says and one before that does not count: the source has its code for reading compiled then.
+/// A round is told whether it counts.
+async fn rounds(report: &mut Report, run: &Run, mut round: impl AsyncFnMut(bool) -> Vec<Row>) {
+    let warm_up = "a first round is not counted: its code for reading is compiled in it";
+    report.settings.push(("source".to_owned(), warm_up.to_owned()));
+    say("a run that does not count");
+    round(false).await;
+    for number in 1..=run.runs {
+        say(&format!("run {number} of {}", run.runs));
+        report.rows.extend(round(true).await);
     }
 }
 
-/// Every contender with every load, in turn.
-async fn round(
+/// All contenders with every load, in turn.
+async fn race(
     run: &Run,
     source: &KafkaCluster,
     loaded: &[&Loaded],
@@ -64,18 +60,6 @@ async fn round(
         }
     }
     rows
-}
-
-fn first_round() -> (String, String) {
-    ("source".to_owned(), "a first round is not counted: its code for reading is compiled in it".to_owned())
-}
-
-/// Run 0 is there to warm up.
-fn say_run(run: &Run, number: u32) {
-    match number {
-        0 => say("a run that does not count"),
-        _ => say(&format!("run {number} of {}", run.runs)),
-    }
 }
 
 fn by_contender(contender: Contender, _: &Loaded) -> String {

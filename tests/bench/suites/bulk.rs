@@ -4,7 +4,7 @@ use crate::Run;
 use crate::contender::{self, Contender};
 use crate::load::Load;
 use crate::report::Report;
-use crate::suites::{AGENT_PEAK, CPU, GATEWAY_PEAK, RATE, by_contender, race};
+use crate::suites::{AGENT_PEAK, CPU, GATEWAY_PEAK, RATE, by_contender, race, rounds};
 
 const RECORDS: u64 = 5_000_000;
 
@@ -20,7 +20,7 @@ pub(crate) async fn run(run: &Run) -> Report {
     );
     let mut report = Report::new("bulk", data);
     report.settings = contender::settings(run);
-    race(&mut report, run, &source, &[&loaded], by_contender).await;
+    rounds(&mut report, run, async |_| race(run, &source, &[&loaded], by_contender).await).await;
     let (ours, theirs) = (Contender::Tombolo.name(), Contender::MirrorMaker.name());
     let rate = report.median(ours, RATE);
     report.at_least("records/s, times MirrorMaker 2's", rate / report.median(theirs, RATE), 4.0);

@@ -16,7 +16,7 @@ use crate::contender::{self, Contender};
 use crate::load::{Load, Loaded};
 use crate::report::{Report, Row};
 use crate::suites::bulk::gigabytes;
-use crate::suites::{DEADLINE, RATE, catch_up, first_round, say, say_run};
+use crate::suites::{DEADLINE, RATE, catch_up, rounds, say};
 use crate::watch::Watch;
 
 /// Some 2 GB as stored.
@@ -46,16 +46,14 @@ pub(crate) async fn run(run: &Run) -> Report {
     );
     let mut report = Report::new("drain", data);
     report.settings = contender::settings(run);
-    report.settings.push(first_round());
-    for number in 0..=run.runs {
-        say_run(run, number);
-        let live = catch_up(run, &source, &loaded, Contender::Tombolo, Contender::Tombolo.name(), None).await;
-        if number == 0 {
-            continue;
+    rounds(&mut report, run, async |counts| {
+        let mut rows = vec![catch_up(run, &source, &loaded, Contender::Tombolo, Contender::Tombolo.name(), None).await];
+        if counts {
+            rows.extend(dark(run, &source, &load).await);
         }
-        report.rows.push(live);
-        report.rows.extend(dark(run, &source, &load).await);
-    }
+        rows
+    })
+    .await;
     let live = report.median(Contender::Tombolo.name(), RATE);
     report.at_least("records/s of the drain, times the live rate", report.median(DRAIN, RATE) / live, 0.8);
     let written = report.median(ALONE, WRITTEN) / report.median(PLAIN, WRITTEN);

@@ -5,7 +5,7 @@ use crate::contender::{self, Contender};
 use crate::load::Load;
 use crate::report::Report;
 use crate::suites::bulk::gigabytes;
-use crate::suites::{LINK_SHARE, RATE, by_contender, race};
+use crate::suites::{LINK_SHARE, RATE, by_contender, race, rounds};
 
 const RECORDS: u64 = 2_000_000;
 
@@ -21,7 +21,7 @@ pub(crate) async fn run(run: &Run) -> Report {
     );
     let mut report = Report::new("raw", data);
     report.settings = contender::settings(run);
-    race(&mut report, run, &source, &[&loaded], by_contender).await;
+    rounds(&mut report, run, async |_| race(run, &source, &[&loaded], by_contender).await).await;
     let ours = Contender::Tombolo.name();
     report.at_most("link bytes per record byte", report.median(ours, LINK_SHARE), 0.5);
     let theirs = report.median(Contender::MirrorMaker.name(), RATE);

@@ -6,7 +6,7 @@ use crate::Run;
 use crate::contender::{self, Contender};
 use crate::load::{Load, Loaded};
 use crate::report::{Report, Row};
-use crate::suites::{DEADLINE, RATE, first_round, round, say, say_run};
+use crate::suites::{DEADLINE, RATE, race, rounds, say};
 use crate::watch::Watch;
 
 const RECORDS: u64 = 100_000;
@@ -22,13 +22,12 @@ pub(crate) async fn run(run: &Run) -> Report {
         format!("{records} batches of one record of 100 bytes, in 1 partition and in 6, of one idempotent producer.");
     let mut report = Report::new("tiny", data);
     report.settings = contender::settings(run);
-    report.settings.push(first_round());
-    for number in 0..=run.runs {
-        say_run(run, number);
+    rounds(&mut report, run, async |_| {
         let mut rows = vec![producer(&load(1)).await];
-        rows.extend(round(run, &source, &[&one, &six], name).await);
-        report.rows.extend(rows.into_iter().filter(|_| number > 0));
-    }
+        rows.extend(race(run, &source, &[&one, &six], name).await);
+        rows
+    })
+    .await;
     let producer = report.median(PRODUCER, RATE);
     let of_one = report.median(&name(Contender::Tombolo, &one), RATE);
     let of_six = report.median(&name(Contender::Tombolo, &six), RATE);

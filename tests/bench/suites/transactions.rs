@@ -11,7 +11,7 @@ use crate::Run;
 use crate::contender::{self, Contender};
 use crate::load::Loaded;
 use crate::report::Report;
-use crate::suites::{RATE, catch_up, first_round, say_run};
+use crate::suites::{RATE, catch_up, rounds};
 
 const TRANSACTIONS: u64 = 100_000;
 /// Of them, what is caught up without the markers' right: that takes a transaction of the cloud for each.
@@ -33,9 +33,7 @@ pub(crate) async fn run(run: &Run) -> Report {
     );
     let mut report = Report::new("transactions", data);
     report.settings = contender::settings(run);
-    report.settings.push(first_round());
-    for number in 0..=run.runs {
-        say_run(run, number);
+    rounds(&mut report, run, async |counts| {
         let by_transactions =
             contender::tombolo(run, &[(few.topic.clone(), few.partitions)]).link("skip", "transactions");
         let contenders = [
@@ -43,8 +41,9 @@ pub(crate) async fn run(run: &Run) -> Report {
             (Contender::Tombolo, BY_TRANSACTIONS, &few, Some(by_transactions)),
             (Contender::MirrorMaker, Contender::MirrorMaker.name(), &loaded, None),
         ];
+        let mut rows = Vec::new();
         for (contender, name, loaded, spec) in contenders {
-            if !run.takes(contender) || (number == 0 && name == BY_TRANSACTIONS) {
+            if !run.takes(contender) || (!counts && name == BY_TRANSACTIONS) {
                 continue;
             }
             let mut row = catch_up(run, &source, loaded, contender, name, spec).await;
@@ -52,9 +51,11 @@ pub(crate) async fn run(run: &Run) -> Report {
             let offsets = row.figures.iter().find(|(figure, _)| *figure == RATE).map_or(f64::NAN, |(_, rate)| *rate);
             let each = if contender == Contender::Tombolo { 2.0 } else { 1.0 };
             row.figures.insert(0, (TRANSACTION_RATE, offsets / each));
-            report.rows.extend(Some(row).filter(|_| number > 0));
+            rows.push(row);
         }
-    }
+        rows
+    })
+    .await;
     let of_all = report.median(Contender::Tombolo.name(), TRANSACTION_RATE);
     report.at_least("transactions/s over 6 partitions, with marker rights", of_all, 2_500.0);
     report.at_least("transactions/s of a partition", of_all / f64::from(PARTITIONS), 500.0);
